@@ -1,0 +1,104 @@
+"""Opens converted data sets: `<root>/<name>/1.0.0/` in TFDS layout, with `classes.json` beside."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from seem_jax.data import schema
+from seem_jax.data.tfrecord import TFRecordSource, shard_paths
+
+VERSION = "1.0.0"
+
+MADE_BY = {  # start of a data set's name -> the command that makes it
+    "shapes": "python -m data_prep.shapes --output data/shapes",
+    "coco": "python -m data_prep.coco --input data/coco --output {root}",
+    "refcoco": "python -m data_prep.refcoco --input data/coco --referring data/refer/refcocog"
+    " --output {root}",
+    "davis": "python -m data_prep.davis --input data/DAVIS --output {root}",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One split of a converted data set. `split[i]` is the decoded Record i."""
+
+    name: str  # of the data set
+    split: str
+    source: TFRecordSource  # random access to the stored bytes
+    class_names: list[str]  # contiguous classes, things first
+    num_things: int  # classes below this number are things
+    category_ids: list[int]  # ids of the classes in the source data set
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, item: int) -> schema.Record:
+        try:
+            return schema.decode(self.source[item])
+        except ValueError as error:
+            raise ValueError(f"{self.name}:{self.split}, record {item}: {error}") from error
+
+
+def open_split(root: str | Path, spec: str) -> Split:
+    """The split named `spec`, as "shapes_panoptic:train", of the data sets below `root`.
+
+    Raises ValueError when the data set is missing (naming the command that makes it), when shards
+    are missing, doubled or cut, and when their record counts differ from dataset_info.json.
+    """
+    name, colon, split = spec.partition(":")
+    if not colon or not name or not split:
+        raise ValueError(f"data set {spec!r}: expected 'name:split', as 'shapes_panoptic:train'.")
+    directory = Path(root) / name / VERSION
+    info_path, classes_path = directory / "dataset_info.json", directory / "classes.json"
+    if not info_path.is_file() or not classes_path.is_file():
+        raise ValueError(f"data set {name!r} is not (completely) in {root}. {_command(name, root)}")
+    lengths = _shard_lengths(info_path)
+    if split not in lengths:
+        raise ValueError(
+            f"data set {name!r} in {root} has the splits {sorted(lengths)}, not {split!r}."
+        )
+    source = TFRecordSource(shard_paths(directory, name, split))
+    counts = [len(index) for index in source.index]
+    if counts != lengths[split]:
+        raise ValueError(
+            f"{info_path} says that the shards of {split!r} hold {lengths[split]} records; "
+            f"they hold {counts}. {_command(name, root)}"
+        )
+    classes = _read_json(classes_path)
+    return Split(
+        name=name,
+        split=split,
+        source=source,
+        class_names=[str(name) for name in classes["names"]],
+        num_things=int(classes["num_things"]),
+        category_ids=[int(number) for number in classes["category_ids"]],
+    )
+
+
+def _command(name: str, root: str | Path) -> str:
+    for start, command in MADE_BY.items():
+        if name.startswith(start):
+            return f"Make it with: {command.format(root=root)}"
+    return "Convert it with one of the programs in data_prep/."
+
+
+def _shard_lengths(path: Path) -> dict[str, list[int]]:
+    info = _read_json(path)
+    try:
+        return {
+            entry["name"]: [int(count) for count in entry["shardLengths"]]
+            for entry in info["splits"]
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: its field 'splits' is not as TFDS writes it ({error!r})."
+        ) from error
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}). Convert the data set again.") from error

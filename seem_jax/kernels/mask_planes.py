@@ -1,0 +1,43 @@
+"""Masks out of shared byte planes (`types.MaskRefs`), whole or at points."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from seem_jax.kernels.point_sample import corners, take
+from seem_jax.types import Array, MaskRefs
+
+
+def dense(planes: Array, refs: MaskRefs) -> Array:
+    """bool [B, M, H, W], the masks of uint8 planes [B, R, H, W]; one that is not valid is empty."""
+    chosen = take(jnp.asarray(planes), jnp.asarray(refs.plane))  # [B, M, H, W]
+    return _holds(chosen, refs)
+
+
+def sample_masks(planes: Array, refs: MaskRefs, points: Array) -> Array:
+    """float32 [B, M, K], the masks read bilinearly at points; the same as `sample` of the dense masks.
+
+    points are [B, K, 2], shared by the masks of an image, or [B, M, K, 2], own ones for each mask.
+    """
+    planes, plane = jnp.asarray(planes), jnp.asarray(refs.plane)
+    batch, num_planes, height, width = planes.shape
+    index, weight = corners(points, height, width)  # [B, (M,) K, 4]
+    if points.ndim == 3:
+        by_pixel = planes.reshape(batch, num_planes, height * width).swapaxes(1, 2)
+        read = take(by_pixel, index)  # [B, K, 4, R]
+        chosen = take(jnp.moveaxis(read, -1, 1), plane)  # [B, M, K, 4]
+        weight = weight[:, None]
+    elif points.ndim == 4:
+        flat = planes.reshape(batch, num_planes * height * width)
+        chosen = take(flat, index + (plane * (height * width))[:, :, None, None])
+    else:
+        raise ValueError(f"points have shape {points.shape}; expected [B, K, 2] or [B, M, K, 2].")
+    return jnp.where(_holds(chosen, refs), weight, 0.0).sum(-1)
+
+
+def _holds(chosen: Array, refs: MaskRefs) -> Array:
+    """bool [B, M, *, *], where the bytes [B, M, *, *] of each mask's plane say "inside"."""
+    select, value, valid = (
+        jnp.asarray(x)[:, :, None, None] for x in (refs.select, refs.value, refs.valid)
+    )
+    return ((chosen & select) == value) & valid

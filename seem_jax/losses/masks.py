@@ -1,0 +1,93 @@
+"""Mask losses at sampled points: cross-entropy and Dice, where the masks are least certain.
+
+The masks are PointRend's and Mask2Former's (Kirillov et al. 2020, Cheng et al. 2022): the loss of a
+mask is read at a fixed number of points, most of them where the prediction is close to zero.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from seem_jax.config import LossConfig
+from seem_jax.kernels.mask_planes import sample_masks
+from seem_jax.kernels.point_sample import sample
+from seem_jax.types import Array, MaskRefs
+
+
+def bce(logits: Array, truth: Array) -> Array:
+    """[...], the mean binary cross-entropy over the last axis (official sigmoid_ce_loss)."""
+    return (jax.nn.softplus(logits) - truth * logits).mean(-1)
+
+
+def dice(logits: Array, truth: Array) -> Array:
+    """[...], soft Dice over the last axis: 0 is perfect, near 1 disjoint (official dice_loss).
+
+    The +1 smoothing is MaskFormer's, so that values compare with the official code's.
+    """
+    prob = jax.nn.sigmoid(logits)
+    overlap = 2 * (prob * truth).sum(-1)
+    return 1 - (overlap + 1) / (prob.sum(-1) + truth.sum(-1) + 1)
+
+
+def matched_losses(
+    embedding: Array,
+    mask_features: Array,
+    planes: Array,
+    refs: MaskRefs,
+    points: Array,
+) -> tuple[Array, Array]:
+    """(cross-entropy, Dice) of each matched mask, float32 [B, M], at its own points [B, M, K, 2].
+
+    embedding [B, M, D] are the mask embeddings of the matched slots, mask_features [B, h, w, D].
+    Only the points are kept for the gradient; the stride-4 logits are computed again.
+    """
+    truth = sample_masks(planes, refs, points)  # [B, M, K]
+
+    @jax.checkpoint
+    def losses(embedding, mask_features, points, truth):
+        logits = read_maps(stride4_logits(embedding, mask_features), points)  # [B, M, K]
+        return bce(logits, truth), dice(logits, truth)
+
+    return losses(embedding, mask_features, points, truth)
+
+
+def uncertain_points(
+    key: Array,
+    embedding: Array,
+    mask_features: Array,
+    config: LossConfig,
+    candidates: Array | None = None,
+    rest: Array | None = None,
+) -> Array:
+    """float32 [B, M, K, 2], points at which to read each mask's loss; no gradient passes.
+
+    Of oversample * K uniform candidates, the share `importance` of K with the smallest |logit|, and
+    uniform ones for the rest. candidates [B, M, oversample * K, 2] and rest [B, M, K - share, 2]
+    replace the draws. Official get_uncertain_point_coords_with_randomness (point_features.py).
+    """
+    num_uncertain = int(config.importance * config.num_points)
+    lead = embedding.shape[:2]
+    for_candidates, for_rest = jax.random.split(key)
+    if candidates is None:
+        num_candidates = int(config.num_points * config.oversample)
+        candidates = jax.random.uniform(for_candidates, (*lead, num_candidates, 2))
+    if rest is None:
+        rest = jax.random.uniform(for_rest, (*lead, config.num_points - num_uncertain, 2))
+    embedding, mask_features = jax.lax.stop_gradient((embedding, mask_features))
+    logits = read_maps(stride4_logits(embedding, mask_features), candidates)
+    _, chosen = jax.lax.top_k(-jnp.abs(logits), num_uncertain)  # [B, M, share]
+    certain_not = jnp.take_along_axis(candidates, chosen[..., None], axis=2)
+    return jnp.concatenate([certain_not, rest], axis=2)
+
+
+def stride4_logits(embedding: Array, mask_features: Array) -> Array:
+    """float32 [B, M, h, w], the mask logits of embeddings [B, M, D] on features [B, h, w, D]."""
+    return jnp.einsum(
+        "bmd,bhwd->bmhw", embedding, mask_features, preferred_element_type=jnp.float32
+    )
+
+
+def read_maps(maps: Array, points: Array) -> Array:
+    """[B, M, K], each of the maps [B, M, h, w] read at its own points [B, M, K, 2]."""
+    return jax.vmap(lambda m, p: sample(m[..., None], p)[..., 0])(maps, points)

@@ -1,0 +1,291 @@
+"""The SEEM decoder: slots look at the image and read each other, layer by layer.
+
+Zou et al. 2023 (arXiv 2304.06718), section 3; numbers as modeling/interface/seem_v1.py of the
+official release, with the exact rewrites of the design: attention masks from mask features resized
+once to each level, image keys and values projected once per image, visual tokens as keys and values
+only, and only the groups that were asked for. `tests/plain_decoder.py` is the definition without
+them.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from seem_jax.config import DecoderConfig
+from seem_jax.models.decoder.rules import Group, self_attention_reads
+from seem_jax.models.decoder.slots import default_query_index, offsets, spread_memory
+from seem_jax.models.prompts.visual import read_points
+from seem_jax.nn.attention import Attention
+from seem_jax.nn.blocks import MLP, LayerNorm
+from seem_jax.nn.positions import sine_positions
+from seem_jax.types import (
+    Features,
+    Memory,
+    Outputs,
+    SlotOutputs,
+    TextTokens,
+    VisualPrompts,
+    VisualTokens,
+)
+
+NUM_LEVELS = 3
+
+
+class DecoderLayer(nn.Module):
+    """Slots look at pixels, read each other, then pass a feed-forward; norms after the residuals."""
+
+    config: DecoderConfig
+    attention: str
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        width, heads = self.config.width, self.config.num_heads
+        self.cross_attention = Attention(width, heads, self.dtype)
+        self.self_attention = Attention(width, heads, self.dtype)
+        self.feed_forward = MLP((self.config.mlp_width, width), dtype=self.dtype)
+        self.cross_norm = LayerNorm(dtype=self.dtype)
+        self.self_norm = LayerNorm(dtype=self.dtype)
+        self.feed_forward_norm = LayerNorm(dtype=self.dtype)
+
+    def image_keys_values(self, pixels, positions):
+        """What this layer needs of an image, [B, A, S, E] twice; the same in every round."""
+        return self.cross_attention.keys_values(pixels + positions, pixels)
+
+    def look(self, slots, positions, keys, values, sees):
+        """Slots [B, N, D] after looking at the pixels they see (bool [B, N, S])."""
+        implementation = self.attention or None
+        update = self.cross_attention.look(slots + positions, keys, values, sees, implementation)
+        return self.cross_norm(slots + update)
+
+    def read(self, slots, positions, columns, column_positions, reads):
+        """Slots [B, N, D] after reading columns [B, C, D] and the feed-forward."""
+        update = self.self_attention(slots + positions, columns + column_positions, columns, reads)
+        slots = self.self_norm(slots + update)
+        return self.feed_forward_norm(slots + self.feed_forward(slots))
+
+
+class Decoder(nn.Module):
+    """Parameters and steps of the decoder. `text_width` is the width V of the text space."""
+
+    config: DecoderConfig
+    text_width: int
+    attention: str = ""
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        config, width = self.config, self.config.width
+
+        def table(name, rows, init=nn.initializers.normal(1.0)):
+            init = nn.with_logical_partitioning(init, (None, "embed"))
+            return self.param(name, init, (rows, width))
+
+        small = nn.initializers.truncated_normal(0.02)
+        self.query_features = table("query_features", config.num_object_queries)
+        self.query_positions = table("query_positions", config.num_object_queries)
+        self.level_embedding = table("level_embedding", NUM_LEVELS)
+        self.memory_features = table("memory_features", config.num_memory)
+        self.memory_positions = table("memory_positions", config.num_memory)
+        self.sign_embedding = table("sign_embedding", 2)
+        square = nn.with_logical_partitioning(small, ("embed", None))
+        self.point_projections = [
+            self.param(f"point_projection_{level}", square, (width, width))
+            for level in range(NUM_LEVELS)
+        ]
+        self.class_embedding = self.param("class_embedding", square, (width, self.text_width))
+        self.norm = LayerNorm(dtype=self.dtype)
+        self.mask_mlp = MLP((width, width, width), dtype=self.dtype)
+        for layer in range(config.num_layers):
+            setattr(self, f"layer_{layer}", DecoderLayer(config, self.attention, self.dtype))
+
+    @property
+    def layers(self):
+        return [getattr(self, f"layer_{layer}") for layer in range(self.config.num_layers)]
+
+    def prepare(self, mask, levels) -> Features:
+        """All that later calls need of an image: mask [B, h, w, D], levels coarse to fine."""
+        b, _, _, d = mask.shape
+        marked, flat, positions, mask_levels = [], [], [], []
+        for index, level in enumerate(levels):
+            h, w = level.shape[1:3]
+            level = level + self.level_embedding[index].astype(level.dtype)[None, None, None]
+            marked.append(level)
+            flat.append(level.reshape(b, h * w, d))
+            sine = jnp.asarray(sine_positions(h, w, d), level.dtype)
+            positions.append(sine.reshape(1, h * w, d))
+            # Resizing is linear: resize(embedding . features) == embedding . resize(features).
+            small = jax.image.resize(mask, (b, h, w, d), "bilinear", antialias=False)
+            mask_levels.append(small.reshape(b, h * w, d))
+        keys_values = [
+            layer.image_keys_values(flat[i % NUM_LEVELS], positions[i % NUM_LEVELS])
+            for i, layer in enumerate(self.layers)
+        ]
+        return Features(
+            mask=mask,
+            levels=tuple(marked),
+            mask_levels=tuple(mask_levels),
+            keys=tuple(k for k, _ in keys_values),
+            values=tuple(v for _, v in keys_values),
+        )
+
+    def read_points(
+        self, features: Features, prompts: VisualPrompts, num_prompts: int
+    ) -> VisualTokens:
+        """The tokens of drawn points; see models/prompts/visual.py."""
+        return read_points(
+            features, prompts, num_prompts, self.point_projections, self.sign_embedding
+        )
+
+    def predict(self, slots):
+        """(mask embedding [B, N, D], class embedding [B, N, V]) of slots [B, N, D]."""
+        normed = self.norm(slots)
+        return self.mask_mlp(normed), normed @ self.class_embedding.astype(normed.dtype)
+
+    def __call__(
+        self,
+        features: Features,
+        text: TextTokens | None = None,
+        visual: VisualTokens | None = None,
+        memory: Memory | None = None,
+        *,
+        objects: bool = True,
+        every_layer: bool = False,
+        query_index=None,
+        memory_index=None,
+    ) -> Outputs:
+        """The answers of the groups asked for; see `SEEM.decode`."""
+        config = self.config
+        batch = features.mask.shape[0]
+        if memory is not None and visual is None:
+            raise ValueError(
+                "memory was given without visual prompts: memory answers belong to them."
+            )
+        slots, positions, groups = self._start(
+            batch, text, visual, memory, objects=objects, query_index=query_index
+        )
+        if not slots:
+            raise ValueError("decode was given nothing to do: objects=False, no text, no visual.")
+        lookers = offsets({name: value.shape[1] for name, value in slots.items()})
+        x = jnp.concatenate(list(slots.values()), axis=1)  # [B, N, D]
+        x_positions = jnp.concatenate(list(positions.values()), axis=1)
+        num_looking = x.shape[1]
+        if text is not None:
+            tokens = text.tokens.astype(x.dtype)
+            x = jnp.concatenate([x, tokens], axis=1)
+            x_positions = jnp.concatenate([x_positions, jax.lax.stop_gradient(tokens)], axis=1)
+            groups["text_token"] = Group(prompt=text.prompt, valid=text.valid)
+        if memory is not None and memory_index is None:
+            spread = spread_memory(memory.valid, config.num_memory)
+            memory_index = jnp.broadcast_to(spread, (config.num_layers, *spread.shape))
+
+        answers = [self.predict(x[:, :num_looking])]
+        for i, layer in enumerate(self.layers):
+            level = i % NUM_LEVELS
+            owner = None if memory is None else memory_index[i]
+            sees = _sees(answers[-1][0], features.mask_levels[level], memory, owner, lookers)
+            looked = layer.look(
+                x[:, :num_looking],
+                x_positions[:, :num_looking],
+                features.keys[i],
+                features.values[i],
+                sees,
+            )
+            x = jnp.concatenate([looked, x[:, num_looking:]], axis=1)
+            columns, column_positions, column_groups = x, x_positions, dict(groups)
+            if memory is not None:
+                known = jnp.take_along_axis(memory.valid, owner, axis=1)
+                groups["memory"] = column_groups["memory"] = Group(prompt=owner, valid=known)
+            if visual is not None:
+                tokens = visual.levels[level].astype(x.dtype)
+                columns = jnp.concatenate([columns, tokens], axis=1)
+                column_positions = jnp.concatenate(
+                    [column_positions, jax.lax.stop_gradient(tokens)], axis=1
+                )
+                column_groups["visual_token"] = Group(prompt=visual.prompt, valid=visual.valid)
+            reads = self_attention_reads(groups, column_groups, config.rules)
+            x = layer.read(x, x_positions, columns, column_positions, reads)
+            answers.append(self.predict(x[:, :num_looking]))
+        return _organise(answers if every_layer else answers[-1:], lookers, visual, config)
+
+    def _start(self, batch, text, visual, memory, *, objects, query_index):
+        """First features, positions and groups of the slots that look at the image."""
+
+        def repeat(rows):
+            rows = rows.astype(self.dtype)
+            return jnp.broadcast_to(rows, (batch, *rows.shape))
+
+        def group(count):
+            prompt = jnp.full((batch, count), -1, jnp.int32)
+            return Group(prompt=prompt, valid=jnp.ones((batch, count), bool))
+
+        config = self.config
+        slots, positions, groups = {}, {}, {}
+        number = config.num_object_queries
+        wanted = [("object", objects), ("text_query", text is not None)]
+        for name in [name for name, present in wanted if present]:
+            slots[name] = repeat(self.query_features)
+            positions[name] = repeat(self.query_positions)
+            groups[name] = group(number)
+        if visual is not None:
+            per_prompt, num_prompts = config.queries_per_prompt, visual.pooled.shape[1]
+            if query_index is None:
+                query_index = default_query_index(num_prompts, per_prompt, number)
+                query_index = jnp.broadcast_to(jnp.asarray(query_index), (batch, len(query_index)))
+            slots["visual_query"] = self.query_features.astype(self.dtype)[query_index]
+            positions["visual_query"] = self.query_positions.astype(self.dtype)[query_index]
+            owner = jnp.repeat(jnp.arange(num_prompts, dtype=jnp.int32), per_prompt)
+            owner = jnp.broadcast_to(owner, (batch, len(owner)))
+            groups["visual_query"] = Group(prompt=owner, valid=jnp.ones(owner.shape, bool))
+        if memory is not None:
+            slots["memory"] = repeat(self.memory_features)
+            positions["memory"] = repeat(self.memory_positions)
+            groups["memory"] = group(config.num_memory)
+        return slots, positions, groups
+
+
+def _sees(mask_embedding, mask_level, memory, owner, lookers):
+    """bool [B, N, S]: where the last predicted mask of a slot is not background.
+
+    Memory slots see the mask that the last round gave to their prompt (`owner`, int32 [B, 32]).
+    """
+    if memory is not None:
+        said = jnp.take_along_axis(memory.mask_embedding, owner[:, :, None], axis=1)
+        said = said.astype(mask_embedding.dtype)
+        mask_embedding = jnp.concatenate(
+            [mask_embedding[:, : lookers["memory"].start], said], axis=1
+        )  # memory is the last group that looks
+    logits = jnp.einsum(
+        "bnd,bsd->bns", mask_embedding, mask_level, preferred_element_type=jnp.float32
+    )
+    return jax.lax.stop_gradient(logits) >= 0
+
+
+def _organise(answers, lookers, visual, config) -> Outputs:
+    masks = jnp.stack([mask for mask, _ in answers])  # [L, B, N, D]
+    classes = jnp.stack([embedding for _, embedding in answers])  # [L, B, N, V]
+
+    def group(name):
+        if name not in lookers:
+            return None
+        part = lookers[name]
+        return SlotOutputs(mask_embedding=masks[:, :, part], class_embedding=classes[:, :, part])
+
+    choice = None
+    if visual is not None:
+        choice = choose_visual(masks[-1][:, lookers["visual_query"]], visual.pooled, config)
+    return Outputs(
+        object=group("object"),
+        text=group("text_query"),
+        visual=group("visual_query"),
+        visual_choice=choice,
+    )
+
+
+def choose_visual(mask_embedding, pooled, config: DecoderConfig):
+    """int32 [B, P]: for each prompt the one of its own slots most like the pooled prompt."""
+    b, n, d = mask_embedding.shape
+    own = mask_embedding.reshape(b, n // config.queries_per_prompt, config.queries_per_prompt, d)
+    similarity = jnp.einsum("bpqd,bpd->bpq", own.astype(jnp.float32), pooled)
+    start = jnp.arange(own.shape[1], dtype=jnp.int32)[None] * config.queries_per_prompt
+    return start + jnp.argmax(similarity, axis=-1).astype(jnp.int32)

@@ -1,0 +1,40 @@
+"""Drawn points -> tokens: what the features of an image say at the points."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from seem_jax.kernels.point_sample import sample
+from seem_jax.types import Features, VisualPrompts, VisualTokens
+
+
+def read_points(
+    features: Features, prompts: VisualPrompts, num_prompts: int, projections, sign_embedding
+) -> VisualTokens:
+    """Tokens of the drawn points, read from `features` (the image they were drawn on).
+
+    projections holds one [D, D] matrix per level (official mask_sptial_embed), sign_embedding is
+    [2, D]: row 0 for "this object", row 1 for "not this" (official pn_indicator). Reading is linear,
+    so points are sampled first and projected after. A prompt without positive points pools to -1
+    (official seem_v1.py). Coordinates are pixel / size read with aligned corners, as officially.
+    """
+    sign = jnp.where(prompts.positive[..., None], sign_embedding[0], sign_embedding[1])  # [B, K, D]
+    levels = tuple(
+        sample(level, prompts.points, align_corners=True) @ projection.astype(level.dtype)
+        + sign.astype(level.dtype)
+        for level, projection in zip(features.levels, projections)
+    )
+    pooled = sample(features.mask, prompts.points, align_corners=True)  # [B, K, D]
+    pooled = pooled.astype(jnp.float32)
+    prompt_ids = jnp.arange(num_prompts, dtype=jnp.int32)
+    member = (prompts.prompt[:, None, :] == prompt_ids[None, :, None]) & prompts.valid[:, None, :]
+    positive = (member & prompts.positive[:, None, :]).astype(jnp.float32)  # [B, P, K]
+    count = positive.sum(-1, keepdims=True)  # [B, P, 1]
+    mean = jnp.einsum("bpk,bkd->bpd", positive, pooled) / jnp.maximum(count, 1.0)
+    return VisualTokens(
+        levels=levels,
+        prompt=jnp.where(prompts.valid, prompts.prompt, -1),
+        valid=prompts.valid,
+        pooled=jnp.where(count > 0, mean, -1.0),
+        prompt_valid=member.any(-1),
+    )

@@ -1,0 +1,111 @@
+"""The device mesh, and which logical axis of an array lies along which mesh axis.
+
+Parameters name their axes where they are made (``nn.with_logical_partitioning``); activations where
+they pass a ``nn.with_logical_constraint``. The one table that maps those names to the mesh is RULES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from seem_jax.config import MeshConfig
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = (
+    "data",
+    "fsdp",
+)  # a batch is split over both: fsdp splits parameters and examples alike
+RULES = (
+    ("batch", BATCH_AXES),
+    ("embed", "fsdp"),
+    ("mlp", "tensor"),
+    ("heads", "tensor"),
+    ("vocab", "tensor"),
+)
+
+
+def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh of `devices` (default: all of all processes) with the axes data, fsdp and tensor.
+
+    One size may be -1: it takes what the others leave. ValueError where the sizes do not multiply to
+    the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [config.data, config.fsdp, config.tensor]
+    known = int(np.prod([size for size in sizes if size != -1]))
+    given = f"mesh (data, fsdp, tensor) = {tuple(sizes)}"
+    if sizes.count(-1) > 1 or min(sizes) < -1 or 0 in sizes:
+        raise ValueError(f"{given}: expected positive sizes, at most one of them -1.")
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if int(np.prod(sizes)) != len(devices):
+        raise ValueError(
+            f"{given} on {len(devices)} devices: expected sizes that multiply to {len(devices)}."
+        )
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+@contextmanager
+def use(mesh: Mesh) -> Iterator[None]:
+    """Inside, jitted functions are traced with this mesh and with RULES."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        yield
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch(mesh: Mesh) -> NamedSharding:
+    """The first axis is split over data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def check_batch_size(mesh: Mesh, batch_size: int) -> None:
+    """ValueError unless the batch can be split evenly."""
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % parts:
+        raise ValueError(
+            f"data.batch_size = {batch_size} cannot be split over data x fsdp = {parts} devices: "
+            f"take a multiple of {parts}, or another config.mesh."
+        )
+
+
+def params(boxed: Any, mesh: Mesh) -> Any:
+    """Shardings of a parameter tree, from the axis names in its boxes (``eval_shape`` of the init).
+
+    An axis that its mesh axis does not divide is left whole, since small models have small axes.
+    """
+    wanted = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
+    return jax.tree.map(lambda leaf, spec: _fitting(leaf.shape, spec), nn.unbox(boxed), wanted)
+
+
+def put_batch(tree: Any, mesh: Mesh) -> Any:
+    """This process's part of a batch (NumPy) as global arrays on the mesh."""
+    sharding = batch(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
+
+
+def abstract(tree: Any, shardings: Any) -> Any:
+    """The tree as ShapeDtypeStructs that carry these shardings."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        tree,
+        shardings,
+    )
+
+
+def _fitting(shape: tuple[int, ...], sharding: NamedSharding) -> NamedSharding:
+    mesh = sharding.mesh
+    names = tuple(
+        name if name is not None and size % mesh.shape[name] == 0 else None
+        for size, name in zip(shape, tuple(sharding.spec) + (None,) * len(shape), strict=False)
+    )
+    return NamedSharding(mesh, PartitionSpec(*names))

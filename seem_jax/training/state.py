@@ -1,0 +1,77 @@
+"""What a training run carries from step to step, created directly on the mesh."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh
+
+from seem_jax import sharding
+from seem_jax.config import Config
+from seem_jax.models.seem import SEEM, example_inputs
+from seem_jax.training import optimizer
+from seem_jax.types import Array
+
+
+@struct.dataclass
+class TrainState:
+    step: Array  # int32 [], steps taken so far
+    trainable: dict  # parameters that learn, by top-level name
+    frozen: dict  # parameters that stay; no gradients, no optimizer state
+    opt_state: Any
+
+
+def merge(state: TrainState) -> dict:
+    """The whole parameter tree."""
+    return {**state.trainable, **state.frozen}
+
+
+def abstract(model: SEEM, config: Config, mesh: Mesh) -> TrainState:
+    """The state as ShapeDtypeStructs with their shardings; computes nothing."""
+    tx = optimizer.make(config.optimizer, config.num_steps)
+    with sharding.use(mesh):
+        boxed = jax.eval_shape(lambda key: _init(model, config, key), jax.random.key(0))
+    params = sharding.abstract(nn.unbox(boxed), sharding.params(boxed, mesh))
+    trainable, frozen = optimizer.split(params, config.optimizer.frozen)
+    opt_state = optax.tree.map_params(
+        tx,
+        lambda moment, param: moment.update(sharding=param.sharding),
+        jax.eval_shape(tx.init, trainable),
+        trainable,
+        transform_non_params=lambda x: x.update(sharding=sharding.replicated(mesh)),
+    )
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated(mesh))
+    return TrainState(step=step, trainable=trainable, frozen=frozen, opt_state=opt_state)
+
+
+def create(model: SEEM, config: Config, mesh: Mesh, key: Array) -> TrainState:
+    """A fresh state, every array made where it belongs. The same key gives the same parameters on
+    any mesh."""
+    tx = optimizer.make(config.optimizer, config.num_steps)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract(model, config, mesh))
+
+    def fresh(key: Array) -> TrainState:
+        params = nn.unbox(_init(model, config, key))
+        trainable, frozen = optimizer.split(params, config.optimizer.frozen)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            trainable=trainable,
+            frozen=frozen,
+            opt_state=tx.init(trainable),
+        )
+
+    with sharding.use(mesh):
+        return jax.jit(fresh, out_shardings=shardings)(key)
+
+
+def num_parameters(tree: Any) -> int:
+    return sum(int(leaf.size) for leaf in jax.tree.leaves(tree))
+
+
+def _init(model: SEEM, config: Config, key: Array) -> dict:
+    return model.init(key, *example_inputs(config.model), method="everything")["params"]
