@@ -52,8 +52,12 @@ class Noun:
         return " ".join(word for word in words if word)
 
     def fits(self, item: Item) -> bool:
-        pairs = zip(dataclasses.astuple(self), _attributes(item), strict=True)
-        return all(said in ("", real) for said, real in pairs)
+        return (
+            self.shape in ("", item.shape)
+            and self.color in ("", item.color)
+            and self.texture in ("", item.texture)
+            and self.size in ("", item.size)
+        )
 
 
 def describe(
@@ -76,9 +80,7 @@ def describe(
     return [_article(text, rng) for text in chosen] if len(chosen) >= 2 else []
 
 
-def describe_composition(
-    items: Sequence[Item], target: int, rng: np.random.Generator
-) -> list[str]:
+def describe_composition(items: Sequence[Item], target: int, rng: np.random.Generator) -> list[str]:
     """Up to three sentences by attributes that name colour and shape of `target`; [] if none."""
     item = items[target]
     pair = f"{item.color} {item.shape}"
@@ -145,16 +147,15 @@ def _ordinal_sentences(items: Sequence[Item], target: int, image_size: int) -> l
 def _relation_sentences(items: Sequence[Item], target: int, image_size: int) -> list[str]:
     """Relations to a thing that its own description identifies; best where they are needed."""
     needed, spare = [], []
+    anchors_of = [
+        [noun for noun in _short_nouns(item) if noun.shape and _fitting(noun, items) == [index]]
+        for index, item in enumerate(items)
+    ]
     for noun in _short_nouns(items[target])[:3]:
         group = _fitting(noun, items)
         for other in range(len(items)):
-            if other == target:
+            if other == target or not anchors_of[other]:
                 continue
-            anchors = [
-                anchor
-                for anchor in _short_nouns(items[other])
-                if anchor.shape and _fitting(anchor, items) == [other]
-            ]
             for word, (axis, sign) in DIRECTIONS.items():
                 gap = MARGIN * image_size
                 possible = [
@@ -162,7 +163,9 @@ def _relation_sentences(items: Sequence[Item], target: int, image_size: int) -> 
                 ]
                 if possible != [target] or _ahead(items, target, other, axis, sign) <= gap:
                     continue
-                texts = [f"{noun.text()} {word} the {anchor.text()}" for anchor in anchors]
+                texts = [
+                    f"{noun.text()} {word} the {anchor.text()}" for anchor in anchors_of[other]
+                ]
                 (needed if len(group) > 1 else spare).extend(texts)
     return needed or spare
 

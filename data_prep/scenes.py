@@ -40,7 +40,7 @@ HELD_OUT = {
     "pink": "arrow",
     "white": "cross",
 }
-MIN_VISIBLE = 0.4  # share of a thing that stays visible when the scene is composed
+MIN_VISIBLE = 0.5  # share of a thing that stays visible when the scene is composed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _moon() -> np.ndarray:
     tip = np.sqrt(outer**2 - x**2)
     a, b = np.arctan2(tip, x), np.arctan2(tip, x - shift)
     body = np.concatenate([_arc(outer, a, 2 * np.pi - a), _arc(inner, 2 * np.pi - b, b, shift)])
-    return body + [0.25, 0.0]
+    return body + np.array([0.25, 0.0])
 
 
 def _cross() -> np.ndarray:
@@ -130,7 +130,9 @@ SHAPES = {  # closed outlines around (0, 0); a second outline is a hole
     "heart": (_heart(),),
     "moon": (_moon(),),
     "arrow": (_arrow(),),
-    "bowtie": (np.array([(-1.1, -0.8), (0, -0.18), (1.1, -0.8), (1.1, 0.8), (0, 0.18), (-1.1, 0.8)]),),
+    "bowtie": (
+        np.array([(-1.1, -0.8), (0, -0.18), (1.1, -0.8), (1.1, 0.8), (0, 0.18), (-1.1, 0.8)]),
+    ),
 }
 
 

@@ -23,7 +23,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -48,6 +47,7 @@ MAY_DIFFER = (
     "data.referring_unseen_eval",
     "data.interactive_eval",
     "data.num_threads",
+    "data.num_workers",
     "data.prefetch",
     "model.attention",
 )
@@ -85,7 +85,8 @@ class Checkpoints:
         self._manager.close()
 
     def save(self, step: int, params: Any, opt_state: Any, data: Any) -> None:
-        """Starts saving; returns when the arrays were copied. `data` is the grain iterator.
+        """Starts saving; returns when the arrays were copied. `data` is the grain iterator, whose
+        state must be the same on all hosts (it is a step number).
 
         Raises OSError when this save, or the one before it, could not be written.
         """
@@ -105,7 +106,7 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     params=ocp.args.StandardSave(params),
                     opt_state=ocp.args.StandardSave(opt_state),
-                    data=grain.checkpoint.CheckpointSave(data),
+                    data=ocp.args.JsonSave(data.get_state()),
                     meta=ocp.args.JsonSave(meta),
                 ),
             )
@@ -155,9 +156,10 @@ class Checkpoints:
             args=ocp.args.Composite(
                 params=ocp.args.StandardRestore(params),
                 opt_state=ocp.args.StandardRestore(opt_state),
-                data=grain.checkpoint.CheckpointRestore(data),
+                data=ocp.args.JsonRestore(),
             ),
         )
+        data.set_state(found["data"])
         if jax.tree.leaves(frozen):
             frozen = _restore_frozen(self.directory, frozen)
         return found["params"], found["opt_state"], frozen

@@ -4,8 +4,7 @@ Files in ``configs/`` start from `Config()` and state only what differs. The dat
 unfrozen because the flag parser assigns to them; `validate` is called once by every entry point.
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations` here: config_flags reads the types of the fields, not strings.
 import dataclasses
 import importlib.util
 import json

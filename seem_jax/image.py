@@ -1,4 +1,4 @@
-"""Decode, resize and pad images, and undo it, in NumPy; the data pipeline and the predictor share it.
+"""Decode, resize and pad images, and undo it, in NumPy; data pipeline and predictor share it.
 
 A size is always (height, width) in pixels. Resizing keeps pixel centres at half integers, as Pillow
 and the official test transforms do; shrinking averages over areas, so that nothing aliases.
@@ -24,8 +24,8 @@ def decode_image(
     """The picture in an image file as uint8 [H, W, 3], RGB.
 
     The pixel count is read from the header and checked before anything is decoded. Grey, palette,
-    CMYK and 16-bit files become RGB; an alpha channel is dropped; of an animation the first frame is
-    taken. EXIF rotation is ignored unless `upright`: COCO's masks belong to the unrotated picture.
+    CMYK and 16-bit files become RGB; an alpha channel is dropped; of an animation the first frame
+    is taken. EXIF rotation is ignored unless `upright`: COCO's masks belong to the unrotated picture.
     Raises ValueError, with `name` in it, for what is no image, is damaged or is too large.
     """
     height, width = image_size(data, name=name)
@@ -78,7 +78,7 @@ def decode_index_png(data: bytes, *, name: str = "index map") -> np.ndarray:
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 or float32 [H, W, ...] resized: bilinear, or the average of the area when it shrinks."""
+    """uint8 or float32 [H, W, ...] resized: bilinear, or averages of areas when it shrinks."""
     height, width = size
     if image.shape[:2] == (height, width):
         return image

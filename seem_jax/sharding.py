@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from flax.core import meta
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from seem_jax.config import MeshConfig
@@ -78,13 +79,21 @@ def check_batch_size(mesh: Mesh, batch_size: int) -> None:
         )
 
 
+def unbox(boxed: Any) -> Any:
+    """The arrays in their boxes. nn.unbox would constrain them too, which only works in a trace."""
+    is_box = lambda x: isinstance(x, meta.AxisMetadata)  # noqa: E731
+    return jax.tree.map(
+        lambda x: x.unbox(apply_constraint=False) if is_box(x) else x, boxed, is_leaf=is_box
+    )
+
+
 def params(boxed: Any, mesh: Mesh) -> Any:
     """Shardings of a parameter tree, from the axis names in its boxes (``eval_shape`` of the init).
 
     An axis that its mesh axis does not divide is left whole, since small models have small axes.
     """
     wanted = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
-    return jax.tree.map(lambda leaf, spec: _fitting(leaf.shape, spec), nn.unbox(boxed), wanted)
+    return jax.tree.map(lambda leaf, spec: _fitting(leaf.shape, spec), unbox(boxed), wanted)
 
 
 def put_batch(tree: Any, mesh: Mesh) -> Any:

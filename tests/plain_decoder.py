@@ -78,11 +78,14 @@ def plain_decode(
     query_index=None,
     memory_index=None,
     objects=True,
+    attention_bits=None,
 ):
     """Every intermediate of a forward pass, as lists over layers.
 
     params: the "decoder" tree. mask [B, h, w, D]; levels coarse to fine. text: types.TextTokens.
     prompts: types.VisualPrompts. previous: mask logits [B, P, h, w] of the last round.
+    attention_bits: blocked pixels bool [B, N, S] per layer, used instead of those of the predicted
+    masks (which stay in the result): a logit at rounding distance of 0 then changes nothing.
     Gives dict(mask_embedding, class_embedding, mask_logits, attn_mask, cross, self, ffn, sizes, pooled).
     """
     heads = config.num_heads
@@ -156,7 +159,7 @@ def plain_decode(
     record(0)
     for i in range(config.num_layers):
         p, level = params[f"layer_{i}"], i % 3
-        blocked = out["attn_mask"][-1]
+        blocked = out["attn_mask"][-1] if attention_bits is None else attention_bits[i]
         if previous is not None:
             size = sources[level].shape[1:3]
             remembered = blocked_at(previous, size)
@@ -184,6 +187,7 @@ def plain_decode(
         if prompts is not None:
             projected = sources[level] @ params[f"point_projection_{level}"]
             sign = params["sign_embedding"][jnp.where(prompts.positive, 0, 1)]
+            sign = jnp.where(prompts.valid[..., None], sign, 0.0)
             tokens["visual_token"] = grid_sample(projected, prompts.points) + sign
             positions["visual_token"] = tokens["visual_token"]
         everything = {n: slots[n] for n in looking if n != "memory"} | tokens

@@ -8,11 +8,11 @@ module of either side and the kind of its arrays; `{i}` and `{j}` stand for numb
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 State = dict[str, np.ndarray]  # official name -> array, torch layouts
 
@@ -55,7 +55,7 @@ KINDS: dict[str, tuple[Leaf, ...]] = {
         Leaf(
             ".weight",
             ("/kernel",),
-            lambda x: [x[:, :, 0, 0].T],
+            lambda x: [x.reshape(x.shape[:2]).T],
             lambda parts: parts[0].T[:, :, None, None],
         ),
         _same(".bias", "/bias"),
@@ -92,7 +92,10 @@ FFN = HEAD + "transformer_ffn_layers.{i}."
 TABLE: tuple[tuple[str, str, str], ...] = (  # official module, our module, kind
     (BACKBONE + "patch_embed.proj", "backbone/embed_0", "conv"),
     (BACKBONE + "patch_embed.norm", "backbone/embed_norm_0", "norm"),
-    *((BACKBONE + f"layers.{k}.downsample.proj", f"backbone/embed_{k + 1}", "conv") for k in range(3)),
+    *(
+        (BACKBONE + f"layers.{k}.downsample.proj", f"backbone/embed_{k + 1}", "conv")
+        for k in range(3)
+    ),
     *(
         (BACKBONE + f"layers.{k}.downsample.norm", f"backbone/embed_norm_{k + 1}", "norm")
         for k in range(3)
@@ -151,44 +154,86 @@ TABLE: tuple[tuple[str, str, str], ...] = (  # official module, our module, kind
 )
 
 # Computed from the configuration, so not converted.
-BUFFERS = frozenset(
-    ("dilation_kernel", "criterion.empty_weight", HEAD + "self_attn_mask")
-)
+BUFFERS = frozenset(("dilation_kernel", "criterion.empty_weight", HEAD + "self_attn_mask"))
+
+
+def _compile(template: str) -> re.Pattern:
+    """Matches a name whose `{i}` are numbers; the numbers are its groups."""
+    return re.compile(re.sub(r"\\{(\w)\\}", r"(?P<\1>\\d+)", re.escape(template)))
+
+
+def _rules() -> Iterator[tuple[Leaf, str, tuple[str, ...]]]:
+    for official, ours, kind in TABLE:
+        for leaf in KINDS[kind]:
+            yield leaf, official + leaf.official, tuple(ours + part for part in leaf.ours)
+
+
+RULES = tuple(_rules())
+BY_OFFICIAL = [(_compile(official), leaf, ours) for leaf, official, ours in RULES]
+BY_OURS = [(_compile(ours[0]), leaf, official, ours) for leaf, official, ours in RULES]
 
 
 def convert_state(state: State, shapes: dict) -> dict:
-    """Our parameters, a nested dict, from an official state dict.
+    """Our parameters, a nested dict of NumPy arrays, from an official state dict.
 
-    `shapes` is the expected tree of ShapeDtypeStructs (or arrays); arrays get its dtypes. Raises
-    ValueError listing every official name that no row of the table knows or no parameter expects,
-    every parameter left without a value and every shape that differs. Buffers are skipped.
+    `shapes` is the expected tree of ShapeDtypeStructs (or arrays), which also gives the dtypes.
+    Buffers are skipped. Raises ValueError listing every official name that the model does not
+    expect, every parameter left without a value and every array of another shape.
     """
-    wanted = flatten(shapes)
-    given, unknown = {}, []
-    for name, array in state.items():
+    wanted = flatten_dict(shapes, sep="/")
+    given: State = {}
+    problems = []
+    for name, array in sorted(state.items()):
         if name in BUFFERS:
             continue
-        found = _find(name)
-        if found is None:
-            unknown.append(name)
+        leaf, paths = _find(name)
+        if leaf is None or any(path not in wanted for path in paths):
+            problems.append(f"not expected by the model: {name} {np.shape(array)}")
             continue
-        leaf, paths = found
-        if any(path not in wanted for path in paths):
-            unknown.append(name)
-            continue
-        given.update(zip(paths, leaf.forward(np.asarray(array)), strict=True))
-    problems = [f"not expected by the model: {name}" for name in sorted(unknown)]
-    problems += [f"missing for the model: {path}" for path in sorted(set(wanted) - set(given))]
-    problems += [
-        f"{path} has shape {value.shape}, expected {tuple(wanted[path].shape)}"
-        for path, value in sorted(given.items())
-        if value.shape != tuple(wanted[path].shape)
-    ]
+        try:
+            parts = leaf.forward(np.asarray(array))
+            fits = [part.shape for part in parts] == [tuple(wanted[path].shape) for path in paths]
+        except ValueError:  # the axes themselves are others
+            fits = False
+        if not fits:
+            expected = ", ".join(f"{path} {tuple(wanted[path].shape)}" for path in paths)
+            problems.append(f"shape {np.shape(array)} of {name} does not fit {expected}")
+        given.update(zip(paths, parts if fits else [None] * len(paths), strict=True))
+    missing = sorted(set(wanted) - set(given))
+    problems += [f"missing for the model: {path} {tuple(wanted[path].shape)}" for path in missing]
     if problems:
         raise ValueError(
-            f"the checkpoint does not fit the configuration ({len(problems)} differences); choose "
-            "the configuration it was trained with:\n  " + "\n  ".join(problems)
+            f"the official weights do not fit this model ({len(problems)} differences); choose the "
+            "configuration that they were trained with:\n  " + "\n  ".join(problems)
         )
-    return unflatten(
-        {path: np.ascontiguousarray(given[path], wanted[path].dtype) for path in wanted}
+    return unflatten_dict(
+        {path: np.asarray(given[path], shape.dtype, order="C") for path, shape in wanted.items()},
+        sep="/",
     )
+
+
+def official_state(params: dict) -> State:
+    """The official state dict, without buffers, of our parameters: `convert_state` backwards.
+
+    Raises ValueError listing the parameters that no row of the table knows.
+    """
+    left = flatten_dict(params, sep="/")
+    state: State = {}
+    for pattern, leaf, official, ours in BY_OURS:
+        for match in filter(None, map(pattern.fullmatch, list(left))):
+            paths = [path.format(**match.groupdict()) for path in ours]
+            parts = [np.asarray(left.pop(path)) for path in paths]
+            name = official.format(**match.groupdict())
+            state[name] = np.asarray(leaf.backward(parts), order="C")
+    if left:
+        raise ValueError(f"parameters without an official name: {sorted(left)}.")
+    return state
+
+
+def _find(name: str) -> tuple[Leaf | None, list[str]]:
+    """The rule of an official name and our paths; None when there is none."""
+    for pattern, leaf, ours in BY_OFFICIAL:
+        match = pattern.fullmatch(name)
+        if match:
+            return leaf, [path.format(**match.groupdict()) for path in ours]
+    return None, []

@@ -121,7 +121,7 @@ def sample(
 
 
 def closed_curve(corners: np.ndarray) -> np.ndarray:
-    """Points of a chain of cubic Bezier curves through the corners [n, 2], sorted by angle: [100 n, 2].
+    """[100 n, 2] points of a chain of cubic Bezier curves through corners [n, 2] sorted by angle.
 
     Its tangent at a corner lies between the directions of the two sides that meet there; corners
     are scaled to the unit square, as the official get_bezier_curve expects.

@@ -42,6 +42,8 @@ def replacing(path: Path) -> Iterator[Path]:
         yield aside
         os.replace(aside, path)
     except OSError as error:
+        if error.filename is not None:  # it names its file already
+            raise
         raise OSError(error.errno, f"{error.strerror}, while writing", str(path)) from error
     finally:
         aside.unlink(missing_ok=True)

@@ -19,12 +19,12 @@ def chebyshev_distance(region: jax.Array) -> jax.Array:
 
     region is bool [..., H, W]. With M = min(D, s) the minimum of M over the (2s + 1)-square is
     min(max(D - s, 0), s), so min(D, 2s) = M + that minimum: the reach doubles each round, in
-    shifts only (3 to 4 times faster on a CPU than the two-pass scan over rows, 96 to 1024 pixels).
+    shifts only (1.6 to 3 times faster on a CPU than the two-pass scan over rows, 1024 to 96 pixels).
     """
     deepest = (min(region.shape[-2:]) + 1) // 2
     distance, reach = region.astype(jnp.int16), 1
     while reach < deepest:
-        distance = jax.lax.optimization_barrier(distance + _square_min(distance, reach))
+        distance = distance + _square_min(distance, reach)
         reach *= 2
     return distance.astype(jnp.int32)
 
@@ -41,7 +41,6 @@ def _square_min(values: jax.Array, radius: int) -> jax.Array:
         run, length = jnp.pad(values, pad), 1
         while length < 2 * radius:
             run = _pair_min(run, length, axis)
-            run = jax.lax.optimization_barrier(run)
             length *= 2
         values = jax.lax.slice_in_dim(_pair_min(run, 1, axis), 0, size, axis=axis)
     return values

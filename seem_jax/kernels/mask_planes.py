@@ -10,8 +10,7 @@ from seem_jax.types import Array, MaskRefs
 
 def dense(planes: Array, refs: MaskRefs) -> Array:
     """bool [B, M, H, W], the masks of uint8 planes [B, R, H, W]; one that is not valid is empty."""
-    chosen = take(jnp.asarray(planes), jnp.asarray(refs.plane))  # [B, M, H, W]
-    return _holds(chosen, refs)
+    return _holds(take(planes, refs.plane), refs)
 
 
 def sample_masks(planes: Array, refs: MaskRefs, points: Array) -> Array:
@@ -19,17 +18,17 @@ def sample_masks(planes: Array, refs: MaskRefs, points: Array) -> Array:
 
     points are [B, K, 2], shared by the masks of an image, or [B, M, K, 2], own ones for each mask.
     """
-    planes, plane = jnp.asarray(planes), jnp.asarray(refs.plane)
     batch, num_planes, height, width = planes.shape
     index, weight = corners(points, height, width)  # [B, (M,) K, 4]
     if points.ndim == 3:
         by_pixel = planes.reshape(batch, num_planes, height * width).swapaxes(1, 2)
         read = take(by_pixel, index)  # [B, K, 4, R]
-        chosen = take(jnp.moveaxis(read, -1, 1), plane)  # [B, M, K, 4]
+        chosen = take(jnp.moveaxis(read, -1, 1), refs.plane)  # [B, M, K, 4]
         weight = weight[:, None]
     elif points.ndim == 4:
         flat = planes.reshape(batch, num_planes * height * width)
-        chosen = take(flat, index + (plane * (height * width))[:, :, None, None])
+        start = refs.plane * (height * width)
+        chosen = take(flat, index + start[:, :, None, None])
     else:
         raise ValueError(f"points have shape {points.shape}; expected [B, K, 2] or [B, M, K, 2].")
     return jnp.where(_holds(chosen, refs), weight, 0.0).sum(-1)
@@ -37,7 +36,5 @@ def sample_masks(planes: Array, refs: MaskRefs, points: Array) -> Array:
 
 def _holds(chosen: Array, refs: MaskRefs) -> Array:
     """bool [B, M, *, *], where the bytes [B, M, *, *] of each mask's plane say "inside"."""
-    select, value, valid = (
-        jnp.asarray(x)[:, :, None, None] for x in (refs.select, refs.value, refs.valid)
-    )
+    select, value, valid = (x[:, :, None, None] for x in (refs.select, refs.value, refs.valid))
     return ((chosen & select) == value) & valid

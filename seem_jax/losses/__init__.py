@@ -6,6 +6,10 @@ names count backwards from the final one: ``loss_mask_ce_<L - 1 - layer>``.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -16,7 +20,7 @@ from seem_jax.kernels.mask_planes import dense as dense_masks
 from seem_jax.kernels.mask_planes import sample_masks
 from seem_jax.kernels.point_sample import sample
 from seem_jax.losses import dense, masks, matcher, object, text, visual
-from seem_jax.types import Array, Batch, Features, MaskRefs, Outputs, SlotOutputs, VisualTokens
+from seem_jax.types import Array, Batch, Features, MaskRefs, Outputs, VisualTokens
 
 
 @struct.dataclass
@@ -49,7 +53,7 @@ class Terms:
 
 def total_loss(
     outputs: Outputs,
-    visual_tokens: VisualTokens | None,
+    visual: VisualTokens | None,
     features: Features,
     batch: Batch,
     table: Array,
@@ -69,7 +73,7 @@ def total_loss(
     """
     result = terms(
         outputs,
-        visual_tokens,
+        visual,
         features,
         batch,
         table,
@@ -96,7 +100,7 @@ def total_loss(
 
 def terms(
     outputs: Outputs,
-    visual_tokens: VisualTokens | None,
+    visual: VisualTokens | None,
     features: Features,
     batch: Batch,
     table: Array,
@@ -111,68 +115,29 @@ def terms(
     """Every term before weighting, per layer (the final one only, without deep supervision).
 
     Arguments as in `total_loss`. The softmax of a visual prompt runs over the slots of the prompts in
-    ``visual_tokens.prompt_valid``; officially it also holds those that pad the batch.
+    ``visual.prompt_valid``; officially it also holds those that pad the batch.
     """
     batch = jax.tree.map(jnp.asarray, batch)
     draws = PointDraws() if draws is None else draws
     if not config.deep_supervision:
         outputs = jax.tree.map(lambda x: x[-1:], outputs.replace(visual_choice=None))
-    slots = {"object": outputs.object, "text": outputs.text, "visual": outputs.visual}
-    slots = {name: group for name, group in slots.items() if group is not None}
-    pooled = None if visual_tokens is None else visual_tokens.pooled
-    refs = {
-        "object": batch.objects.masks,
-        "text": batch.phrases.masks,
-        "visual": _with_truth(batch.planes, batch.prompt_masks),
-    }
-
-    logits = {}  # what each slot says of names: classes, phrases or prompts
-    if "object" in slots:
-        logits["object"] = object.class_logits(slots["object"].class_embedding, table, logit_scale)
-    if "text" in slots:
-        logits["text"] = jax.vmap(text.phrase_logits, in_axes=(0, 0, None, None, None, None))(
-            slots["text"].class_embedding,
-            slots["text"].mask_embedding,
-            phrase_embedding,
-            batch.phrases.prompt,
-            pooled,
-            logit_scale,
-        )
-    if "visual" in slots:
-        logits["visual"] = jax.vmap(visual.prompt_logits, in_axes=(0, None))(
-            slots["visual"].mask_embedding, pooled
-        )
-
+    branches = _branches(outputs, visual, batch, table, phrase_embedding, logit_scale, config)
     for_match, for_points = jax.random.split(key)
-    matched = _match(for_match, slots, logits, features, batch, refs, config, draws, mesh)
-    class_loss = {
-        "object": lambda said, slot: object.class_loss(
-            said, batch.objects.label, slot, config.no_object
-        ),
-        "text": lambda said, slot: text.class_loss(said, slot, batch.phrases, config),
-        "visual": lambda said, slot: visual.class_loss(said, slot, visual_tokens.prompt_valid),
-    }
-    number = {
-        "object": refs["object"].valid.sum(dtype=jnp.float32),
-        "text": (matched["text"][0] >= 0).sum(dtype=jnp.float32) if "text" in slots else None,
-        "visual": refs["visual"].valid.sum(dtype=jnp.float32),
-    }
+    matched = _match(for_match, branches, features.mask, batch.planes, config, draws, mesh)
     values, points = {}, {}
-    for index, name in enumerate(slots):
-        values[f"{name}/class"] = jax.vmap(class_loss[name])(logits[name], matched[name])
-        bce, dice, points[name] = _mask_losses(
+    for index, (name, branch) in enumerate(branches.items()):
+        values[f"{name}/class"] = jax.vmap(branch.class_loss)(branch.said, matched[name])
+        mask_losses, points[name] = _mask_losses(
             jax.random.fold_in(for_points, index),
-            slots[name],
+            branch,
             matched[name],
             features.mask,
             batch.planes,
-            refs[name],
             config,
             getattr(draws, f"candidates_{name}"),
             getattr(draws, f"rest_{name}"),
         )
-        values[f"{name}/bce"] = bce / jnp.maximum(number[name], 1.0)
-        values[f"{name}/dice"] = dice / jnp.maximum(number[name], 1.0)
+        values |= {f"{name}/{kind}": value for kind, value in mask_losses.items()}
     if config.dense_class > 0:
         values["dense/class"] = dense.class_loss(
             features.mask,
@@ -186,53 +151,137 @@ def terms(
     return Terms(values=values, matched=matched, points=points)
 
 
-def _with_truth(planes: Array, refs: MaskRefs) -> MaskRefs:
-    """The prompts that have something to find: valid only where the mask has a pixel."""
-    return refs.replace(valid=dense_masks(planes, refs).any((2, 3)))
+@dataclasses.dataclass(frozen=True)
+class _Branch:
+    """A group of slots and what it shall find. Slots and what they say have a leading layer axis."""
+
+    mask_embedding: Array  # [L, B, N, D]
+    said: Array  # [L, ...], similarity of the slots with the names of their targets
+    truth: MaskRefs  # [B, targets]
+    class_cost: Callable[[Array], Array]  # said of a layer -> [B, targets, N]
+    class_loss: Callable[
+        [Array, Array], Array
+    ]  # said and matched [B, targets] of a layer -> scalar
+
+
+def _branches(
+    outputs: Outputs,
+    visual_tokens: VisualTokens | None,
+    batch: Batch,
+    table: Array,
+    phrase_embedding: Array,
+    logit_scale: Array,
+    config: LossConfig,
+) -> dict[str, _Branch]:
+    """The groups of slots that are there, by the names that metrics and `PointDraws` use."""
+    branches, phrases = {}, batch.phrases
+    pooled = None if visual_tokens is None else visual_tokens.pooled
+    if outputs.object is not None:
+        label = batch.objects.label
+        branches["object"] = _Branch(
+            mask_embedding=outputs.object.mask_embedding,
+            said=object.class_logits(outputs.object.class_embedding, table, logit_scale),
+            truth=batch.objects.masks,
+            class_cost=lambda said: object.class_cost(said, label),
+            class_loss=lambda said, slot: object.class_loss(said, label, slot, config.no_object),
+        )
+    if outputs.text is not None:
+        said = jax.vmap(
+            lambda slots: text.phrase_logits(
+                slots.class_embedding,
+                slots.mask_embedding,
+                phrase_embedding,
+                phrases.prompt,
+                pooled,
+                logit_scale,
+            )
+        )
+        branches["text"] = _Branch(
+            mask_embedding=outputs.text.mask_embedding,
+            said=said(outputs.text),
+            truth=phrases.masks,
+            class_cost=text.class_cost,
+            class_loss=lambda said, slot: text.class_loss(said, slot, phrases, config),
+        )
+    if outputs.visual is not None:
+        drawn, prompts = visual_tokens.prompt_valid, batch.prompt_masks
+        counted = dense_masks(batch.planes, prompts).any((2, 3))  # an empty mask teaches nothing
+        branches["visual"] = _Branch(
+            mask_embedding=outputs.visual.mask_embedding,
+            said=jax.vmap(partial(visual.prompt_logits, pooled))(outputs.visual.mask_embedding),
+            truth=prompts.replace(valid=counted & drawn),
+            class_cost=visual.class_cost,
+            class_loss=lambda said, slot: visual.class_loss(said, slot, drawn),
+        )
+    return branches
 
 
 def _match(
     key: Array,
-    slots: dict[str, SlotOutputs],
-    logits: dict[str, Array],
-    features: Features,
-    batch: Batch,
-    refs: dict[str, MaskRefs],
+    branches: dict[str, _Branch],
+    mask_features: Array,
+    planes: Array,
     config: LossConfig,
     draws: PointDraws,
     mesh: Mesh | None,
 ) -> dict[str, Array]:
-    """int32 [L, B, targets] for each group: the slot that answers each target, or -1.
+    """int32 [L, B, targets] for each branch: the slot that answers each target, or -1.
 
-    All masks are compared at points shared by the slots and targets of an image. Reading is linear,
-    so the features are read there once, not the mask logits of every slot.
+    Masks are compared at points shared by all slots and targets of an image. Reading is linear, so
+    the features are read there once, not the mask logits of every slot. Layers come one by one:
+    the logits of all of them at 12,544 points would need 10 times the memory.
     """
-    slots, logits, features = jax.lax.stop_gradient((slots, logits, features))
+    mask_features = jax.lax.stop_gradient(mask_features)
+    shared = jax.random.uniform(key, (1, len(planes), config.num_points, 2))
 
     def read(points):  # [L or 1, B, K, D]
-        return jax.lax.map(lambda at: sample(features.mask, at), points)
+        return jax.lax.map(lambda at: sample(mask_features, at), points)
 
-    shared = jax.random.uniform(key, (1, len(batch.planes), config.num_points, 2))
-    shared_features = read(shared)
-    layer_costs = {
-        "object": lambda said, drawn, truth: (
-            config.cost_class * object.class_cost(said, batch.objects.label)
-            + matcher.mask_cost(drawn, truth, config)
-        ),
-        "text": lambda said, drawn, truth: (
-            config.cost_class * text.class_cost(said) + matcher.mask_cost(drawn, truth, config)
-        ),
-        "visual": lambda said, drawn, truth: visual.match(said, drawn, truth, config),
-    }
-    found = {}  # costs [L, B, M, Q]; of the visual slots the matching itself
-    for name, group in slots.items():
-        points, at = getattr(draws, f"match_{name}"), None
-        points, at = (shared, shared_features) if points is None else (points, read(points))
-        truth = jax.lax.map(lambda p, r=refs[name]: sample_masks(batch.planes, r, p), points)
+    shared_read, costs = read(shared), {}
+    for name, branch in branches.items():
+        points = getattr(draws, f"match_{name}")
+        points, at = (shared, shared_read) if points is None else (points, read(points))
+        truth = jax.lax.map(partial(sample_masks, planes, branch.truth), points)
 
-        def layer(number, said, embedding, at=at, truth=truth, cost=layer_costs[name]):
+        def cost(layer, class_cost=branch.class_cost, at=at, truth=truth):
+            number, embedding, said = layer
             row = jnp.minimum(number, len(at) - 1)  # all layers may share one set of points
-            drawn = jnp.einsum(
-                "bqd,bkd->bqk", embedding, at[row], preferred_element_type=jnp.float32
+            logits = jnp.einsum(
+                "bnd,bkd->bnk", embedding, at[row], preferred_element_type=jnp.float32
             )
-            return cost(said, drawn, truth[row])
+            by_mask = matcher.mask_cost(logits, truth[row], config)
+            return by_mask + config.cost_class * class_cost(said)
+
+        slots = jax.lax.stop_gradient((branch.mask_embedding, branch.said))
+        costs[name] = jax.lax.map(cost, (jnp.arange(len(slots[0])), *slots))
+    return matcher.match(
+        costs, {name: branch.truth.valid for name, branch in branches.items()}, mesh
+    )
+
+
+def _mask_losses(
+    key: Array,
+    branch: _Branch,
+    matched: Array,
+    mask_features: Array,
+    planes: Array,
+    config: LossConfig,
+    candidates: Array | None,
+    rest: Array | None,
+) -> tuple[dict[str, Array], Array]:
+    """("bce" and "dice" of each layer [L], the points they were read at [L, B, targets, K, 2]).
+
+    Sums over the matched targets, divided by the number of valid ones in the batch.
+    """
+    number = jnp.maximum(branch.truth.valid.sum(dtype=jnp.float32), 1.0)
+
+    def layer(args):
+        key, embedding, slot, candidates, rest = args
+        embedding = jnp.take_along_axis(embedding, jnp.maximum(slot, 0)[..., None], axis=1)
+        points = masks.uncertain_points(key, embedding, mask_features, config, candidates, rest)
+        losses = masks.matched_losses(embedding, mask_features, planes, branch.truth, points)
+        bce, dice = (jnp.where(slot >= 0, loss, 0.0).sum() / number for loss in losses)
+        return {"bce": bce, "dice": dice}, points
+
+    keys = jax.random.split(key, len(matched))
+    return jax.lax.map(layer, (keys, branch.mask_embedding, matched, candidates, rest))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from seem_jax.kernels.mask_planes import dense
 from seem_jax.losses.object import class_logits
@@ -45,13 +46,13 @@ def pixel_labels(planes: Array, objects: Objects, height: int, width: int) -> tu
     """(label int32, known bool) [B, height, width]: the class at the centres of a coarser grid."""
     rows = _centres(height, planes.shape[2])
     columns = _centres(width, planes.shape[3])
-    small = jnp.asarray(planes)[:, :, rows][:, :, :, columns]  # [B, R, h, w]
+    small = planes[:, :, rows][:, :, :, columns]  # [B, R, h, w]
     inside = dense(small, objects.masks)  # [B, M, h, w]
     first = jnp.argmax(inside, axis=1).reshape(len(small), -1)
-    label = jnp.take_along_axis(jnp.asarray(objects.label), first, axis=1)
+    label = jnp.take_along_axis(objects.label, first, axis=1)
     return label.reshape(-1, height, width), inside.any(1)
 
 
-def _centres(coarse: int, fine: int) -> Array:
-    """int32 [coarse], the fine pixel at the centre of each coarse one."""
-    return ((jnp.arange(coarse, dtype=jnp.float32) + 0.5) * (fine / coarse)).astype(jnp.int32)
+def _centres(coarse: int, fine: int) -> np.ndarray:
+    """int64 [coarse], the fine pixel at the centre of each coarse one."""
+    return ((np.arange(coarse) + 0.5) * fine / coarse).astype(np.int64)

@@ -29,21 +29,42 @@ def mask_cost(logits: Array, truth: Array, config: LossConfig) -> Array:
     return config.cost_bce * bce + config.cost_dice * dice
 
 
-def match(cost: Array, valid: Array, mesh: Mesh | None = None) -> Array:
-    """int32 [L, B, M], the query of each target by the cheapest assignment; -1 where there is none.
+def match(
+    costs: dict[str, Array], valid: dict[str, Array], mesh: Mesh | None = None
+) -> dict[str, Array]:
+    """int32 [L, B, M] per name, the slot of each target by the cheapest assignment; -1 for none.
 
-    cost is [L, B, M, Q], valid bool [L, B, M]. All layers and images are matched in one call. With a
-    mesh, each device matches the images it holds: without, the loops would wait for all devices at
-    every turn. Axes of the mesh other than "tensor" must be those that split the batch.
+    costs are [L, B, M, Q], valid bool [B, M]; M and Q may differ from name to name. All names, layers
+    and images are matched in one call, since its many small steps cost time one after another. With a
+    mesh, each device matches the images it holds: without, its loops would wait for all devices at
+    every turn. The axes of the mesh other than "tensor" must be those that split the batch.
     """
+    if not costs:
+        return {}
+    rows, columns = (max(cost.shape[axis] for cost in costs.values()) for axis in (2, 3))
+    every_cost, every_valid = [], []
+    for name, cost in costs.items():
+        layers, _, m, q = cost.shape
+        missing = ((0, 0), (0, 0), (0, rows - m), (0, columns - q))
+        every_cost.append(jnp.pad(_finite(cost), missing, constant_values=WORST))
+        padded = jnp.pad(valid[name], ((0, 0), (0, rows - m)))
+        every_valid.append(jnp.broadcast_to(padded, (layers, *padded.shape)))
+
     assigned = jax.vmap(jax.vmap(assign))
-    if mesh is None:
-        return assigned(cost, valid)
-    images = PartitionSpec(None, tuple(name for name in mesh.axis_names if name != "tensor"))
-    split = jax.shard_map(
-        assigned, mesh=mesh, in_specs=(images, images), out_specs=images, check_vma=False
-    )
-    return split(cost, valid)
+    if mesh is not None:
+        images = PartitionSpec(None, tuple(axis for axis in mesh.axis_names if axis != "tensor"))
+        assigned = jax.shard_map(
+            assigned, mesh=mesh, in_specs=(images, images), out_specs=images, check_vma=False
+        )
+    slots = assigned(jnp.concatenate(every_cost), jnp.concatenate(every_valid))
+
+    matched, start = {}, 0
+    for name, cost in costs.items():
+        layers, _, m, q = cost.shape
+        slot = slots[start : start + layers, :, :m]
+        matched[name] = jnp.where(slot < q, slot, -1)
+        start += layers
+    return matched
 
 
 def assign(cost: Array, valid: Array) -> Array:
@@ -58,13 +79,17 @@ def assign(cost: Array, valid: Array) -> Array:
     num_rows, num_columns = cost.shape
     count = valid.sum(dtype=jnp.int32)
     order = jnp.argsort(~valid, stable=True)  # valid rows first
-    cost = jnp.clip(jnp.nan_to_num(cost.astype(jnp.float32), nan=WORST), -WORST, WORST)[order]
+    cost = _finite(cost)[order]
     # surplus rows get a column each that costs nothing: being left out has one price for all
     cost = jnp.pad(cost, ((0, 0), (0, max(num_rows - num_columns, 0))))
     usable = jnp.arange(cost.shape[1]) < jnp.maximum(num_columns, count)
     column = _shortest_paths(cost, usable, count)
     column = jnp.where(column < num_columns, column, -1)
     return jnp.full(num_rows, -1, jnp.int32).at[order].set(column)
+
+
+def _finite(cost: Array) -> Array:
+    return jnp.clip(jnp.nan_to_num(cost.astype(jnp.float32), nan=WORST), -WORST, WORST)
 
 
 def _shortest_paths(cost: Array, usable: Array, count: Array) -> Array:
@@ -102,7 +127,8 @@ def _shortest_paths(cost: Array, usable: Array, count: Array) -> Array:
             jnp.float32(0),
             jnp.int32(-1),
         )
-        search = jax.lax.while_loop(lambda search: search[-1] < 0, grow, start)
+        needed = new < count  # under vmap a finished problem comes here too, and must not search
+        search = jax.lax.while_loop(lambda search: needed & (search[-1] < 0), grow, start)
         _, distance, previous, seen, visited, reached, end = search
 
         own = jnp.where(column_of >= 0, distance[jnp.maximum(column_of, 0)], 0.0)
@@ -115,7 +141,9 @@ def _shortest_paths(cost: Array, usable: Array, count: Array) -> Array:
             return row_of.at[column].set(row), column_of.at[row].set(column), column_of[row], row
 
         path = (row_of, column_of, end, jnp.int32(-1))
-        row_of, column_of, _, _ = jax.lax.while_loop(lambda path: path[3] != new, flip, path)
+        row_of, column_of, _, _ = jax.lax.while_loop(
+            lambda path: needed & (path[3] != new), flip, path
+        )
         return row_price, column_price, row_of, column_of
 
     state = (

@@ -5,50 +5,42 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from seem_jax.config import LossConfig
-from seem_jax.losses.matcher import mask_cost
 from seem_jax.types import Array
 
+FORBIDDEN = 1e9  # far beyond any logit or cost, yet finite, so that padding rows stay finite
 
-def prompt_logits(mask_embedding: Array, pooled: Array) -> Array:
-    """float32 [B, P, N], the product of every visual slot [B, N, D] with every prompt [B, P, D]."""
+
+def prompt_logits(pooled: Array, mask_embedding: Array) -> Array:
+    """float32 [B, P, N], the product of every prompt [B, P, D] with every visual slot [B, N, D]."""
     return jnp.einsum(
         "bpd,bnd->bpn", pooled.astype(jnp.float32), mask_embedding.astype(jnp.float32)
     )
 
 
-def match(logits: Array, mask_logits: Array, truth: Array, config: LossConfig) -> Array:
-    """int32 [B, P], for each prompt the cheapest of its own slots, as index into all N = P * S.
+def class_cost(logits: Array) -> Array:
+    """[B, P, N], minus the share of a slot among its prompt's own; `FORBIDDEN` for others' slots.
 
-    logits are [B, P, N] of `prompt_logits`, mask_logits [B, N, K] and truth [B, P, K] are read at the
-    same points. Prompts have no slot in common, so the cheapest assignment is one argmin each.
-    Official spatial_forward (matcher.py).
+    logits are [B, P, N] of `prompt_logits`. Official spatial_forward (matcher.py).
     """
-    b, p, n = logits.shape
-    own = _own(logits)  # [B, P, S]
-    by_prompt = mask_logits.reshape(b, p, n // p, -1)  # [B, P, S, K]
-    cost = mask_cost(by_prompt, truth[:, :, None], config)[:, :, 0]
-    cost -= config.cost_class * jax.nn.softmax(own, axis=-1)
-    start = jnp.arange(p, dtype=jnp.int32)[None] * (n // p)
-    return start + jnp.argmin(cost, axis=-1).astype(jnp.int32)
+    num_prompts, num_slots = logits.shape[1:]
+    owner = jnp.arange(num_slots) // (num_slots // num_prompts)
+    own = jnp.broadcast_to(
+        owner[None, None] == jnp.arange(num_prompts)[None, :, None], logits.shape
+    )
+    share = jax.nn.softmax(jnp.where(own, logits, -FORBIDDEN), axis=-1)
+    return jnp.where(own, -share, FORBIDDEN)
 
 
-def class_loss(logits: Array, matched: Array, prompt_valid: Array, counted: Array) -> Array:
-    """Scalar cross-entropy over all visual slots of an image, mean over the prompts that count.
+def class_loss(logits: Array, matched: Array, prompt_valid: Array) -> Array:
+    """Scalar cross-entropy over all visual slots of an image, mean over the matched prompts.
 
-    logits are [B, P, N], matched int32 [B, P]. The slots of prompts that are not prompt_valid
-    (bool [B, P]) take no part; `counted` are the prompts with a mask to find. Official loss_spatials.
+    logits are [B, P, N], matched int32 [B, P] (-1: the prompt has nothing to find). The slots of
+    prompts that are not prompt_valid, bool [B, P], take no part. Official loss_spatials (criterion.py).
     """
-    slots = jnp.repeat(prompt_valid, logits.shape[-1] // logits.shape[1], axis=-1)  # [B, N]
-    slots = jnp.broadcast_to(slots[:, None], logits.shape)
-    at_match = jnp.take_along_axis(logits, matched[..., None], axis=-1)[..., 0]
-    seen = jnp.where(slots, logits, -1e9)  # finite, so that rows without any slot stay finite
-    loss = jax.nn.logsumexp(seen, axis=-1) - at_match
+    num_prompts, num_slots = logits.shape[1:]
+    takes_part = jnp.repeat(prompt_valid, num_slots // num_prompts, axis=-1)[:, None]  # [B, 1, N]
+    seen = jnp.where(takes_part, logits, -FORBIDDEN)
+    named = jax.nn.log_softmax(seen, axis=-1)
+    loss = -jnp.take_along_axis(named, jnp.maximum(matched, 0)[..., None], axis=-1)[..., 0]
+    counted = matched >= 0
     return jnp.where(counted, loss, 0.0).sum() / jnp.maximum(counted.sum(dtype=jnp.float32), 1.0)
-
-
-def _own(logits: Array) -> Array:
-    """[B, P, S], of [B, P, N = P * S] the logits of each prompt with its own slots."""
-    b, p, n = logits.shape
-    by_owner = logits.reshape(b, p, p, n // p)
-    return jnp.take_along_axis(by_owner, jnp.arange(p)[None, :, None, None], axis=2)[:, :, 0]

@@ -6,6 +6,8 @@ embedding tables do not decay; biases, projections and layer scales do.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -69,11 +71,11 @@ def schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
         }
         after = optax.piecewise_constant_schedule(config.learning_rate, places)
     if config.warmup_steps == 0:
-        return after
+        return _loose(after)
     warmup = optax.linear_schedule(
         config.learning_rate / config.warmup_steps, config.learning_rate, config.warmup_steps - 1
     )
-    return optax.join_schedules([warmup, after], [config.warmup_steps])
+    return _loose(optax.join_schedules([warmup, after], [config.warmup_steps]))
 
 
 def decays(params: dict) -> dict:
@@ -112,10 +114,22 @@ def make(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformatio
             lambda update, share: update * jnp.float32(share), updates, multipliers(params, config)
         )
 
-    return optax.chain(
+    chain = optax.chain(
         clip,
         optax.scale_by_adam(b2=config.beta2),
         optax.add_decayed_weights(config.weight_decay, mask=decays),
         optax.stateless(multiply),
         optax.scale_by_learning_rate(schedule(config, num_steps)),
     )
+    return optax.GradientTransformation(chain.init, _loose(chain.update))
+
+
+def _loose(function: Callable) -> Callable:
+    """Optax itself mixes integers and floats, which strict promotion forbids."""
+
+    @functools.wraps(function)
+    def run(*args):
+        with jax.numpy_dtype_promotion("standard"):
+            return function(*args)
+
+    return run

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from seem_jax import sharding
 from seem_jax.config import Config
-from seem_jax.models.seem import SEEM, example_inputs
+from seem_jax.models.seem import SEEM, initialise
 from seem_jax.training import optimizer
 from seem_jax.types import Array
 
@@ -35,8 +35,8 @@ def abstract(model: SEEM, config: Config, mesh: Mesh) -> TrainState:
     """The state as ShapeDtypeStructs with their shardings; computes nothing."""
     tx = optimizer.make(config.optimizer, config.num_steps)
     with sharding.use(mesh):
-        boxed = jax.eval_shape(lambda key: _init(model, config, key), jax.random.key(0))
-    params = sharding.abstract(nn.unbox(boxed), sharding.params(boxed, mesh))
+        boxed = jax.eval_shape(lambda key: initialise(model, key), jax.random.key(0))
+    params = sharding.abstract(sharding.unbox(boxed), sharding.params(boxed, mesh))
     trainable, frozen = optimizer.split(params, config.optimizer.frozen)
     opt_state = optax.tree.map_params(
         tx,
@@ -56,7 +56,7 @@ def create(model: SEEM, config: Config, mesh: Mesh, key: Array) -> TrainState:
     shardings = jax.tree.map(lambda x: x.sharding, abstract(model, config, mesh))
 
     def fresh(key: Array) -> TrainState:
-        params = nn.unbox(_init(model, config, key))
+        params = nn.unbox(initialise(model, key))
         trainable, frozen = optimizer.split(params, config.optimizer.frozen)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
@@ -71,7 +71,3 @@ def create(model: SEEM, config: Config, mesh: Mesh, key: Array) -> TrainState:
 
 def num_parameters(tree: Any) -> int:
     return sum(int(leaf.size) for leaf in jax.tree.leaves(tree))
-
-
-def _init(model: SEEM, config: Config, key: Array) -> dict:
-    return model.init(key, *example_inputs(config.model), method="everything")["params"]

@@ -77,8 +77,8 @@ class Decoder(nn.Module):
     def setup(self):
         config, width = self.config, self.config.width
 
-        def table(name, rows, init=nn.initializers.normal(1.0)):
-            init = nn.with_logical_partitioning(init, (None, "embed"))
+        def table(name, rows):
+            init = nn.with_logical_partitioning(nn.initializers.normal(1.0), (None, "embed"))
             return self.param(name, init, (rows, width))
 
         small = nn.initializers.truncated_normal(0.02)

@@ -27,7 +27,8 @@ class TextEncoder(nn.Module):
 
         A causal encoder reads to the left only, so what stands at valid tokens depends neither
         on padding nor on J, and token_valid is not needed. Otherwise nobody reads padding.
-        Raises ValueError for sentences longer than the context.
+        Raises ValueError for sentences longer than the context; an id outside of the vocabulary
+        gives NaN.
         """
         config = self.config
         length = token_ids.shape[1]
@@ -40,7 +41,8 @@ class TextEncoder(nn.Module):
         table = self.param("token_embedding", init, (config.vocab_size, config.width))
         init = nn.with_logical_partitioning(truncated_normal, (None, "embed"))
         places = self.param("position_embedding", init, (config.context_length, config.width))
-        x = (table[token_ids] + places[None, :length]).astype(self.dtype)  # [N, J, W]
+        x = jnp.take(table, token_ids, axis=0) + places[None, :length]  # [N, J, W]
+        x = x.astype(self.dtype)
 
         reads = token_valid[:, None, :]  # [N, 1, J]
         if config.causal:

@@ -1,0 +1,260 @@
+"""Records -> batches, for training (endless, random, resumable) and for evaluation (in order).
+
+    split -> shuffle, repeat, mix -> place, choose, draw -> batch -> share of this host -> prefetch
+
+Example i of the stream depends on (seed, i) alone. Host p of n reads rows p/n to (p+1)/n of every
+global batch, so one host, many hosts, threads and worker processes all give the same batches, and a
+run can go on from any step with another number of hosts or workers.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import os
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import grain
+import numpy as np
+from absl import flags
+
+from seem_jax.config import DataConfig
+from seem_jax.data import catalog, collate, sources
+from seem_jax.data.collate import Dropped, Tokenizer
+from seem_jax.data.schema import Record
+from seem_jax.data.sources import Sample
+from seem_jax.types import Batch
+
+TEMPLATES = ("{}", "the {}", "a {}")  # sentences around class names
+PARENT_CHECK_SECONDS = 1.0
+
+
+class TrainBatches(grain.DatasetIterator):
+    """Iterates over this host's training batches. Its state is the number of the next step.
+
+    `dropped` counts what did not fit the static shapes (collate.DROPPED) in the batches delivered
+    by this object so far.
+    """
+
+    def __init__(self, batches: grain.MapDataset, config: DataConfig, step: int):
+        super().__init__()
+        self.dropped = Dropped(dict.fromkeys(collate.DROPPED, 0))
+        self._batches = batches
+        self._config = config
+        self._step = step
+        self._running: grain.DatasetIterator | None = None
+
+    def __next__(self) -> Batch:
+        self._assert_not_closed()
+        self.start_prefetch()
+        batch, dropped = next(self._running)
+        self.dropped.update(dropped)
+        self._step += 1
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        return {"step": self._step}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        if set(state) != {"step"}:
+            raise ValueError(
+                f"the state of the data is {state!r}, expected {{'step': number}}; it was saved by "
+                "another version. Start from its step with train_batches(..., step=number)."
+            )
+        self._stop()
+        self._step = int(state["step"])
+
+    def start_prefetch(self) -> None:
+        """Begins to read ahead; the first batch would do so too."""
+        if self._running is None:
+            self._running = iter(_reader(self._batches[self._step :], self._config))
+            self._running.start_prefetch()
+
+    def close(self) -> None:
+        self._stop()
+        super().close()
+
+    def _stop(self) -> None:
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+
+
+def train_batches(
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    seed: int | None = None,
+    step: int = 0,
+    templates: Sequence[str] = TEMPLATES,
+    splits: Sequence[sources.Records] | None = None,
+) -> TrainBatches:
+    """Batches of batch_size / process_count examples from `step` on, without end.
+
+    The splits of config.train are opened unless they are given. Raises ValueError for a missing or
+    damaged data set, and for sizes of the configuration that do not fit together.
+    """
+    if config.batch_size % process_count:
+        raise ValueError(
+            f"config.data.batch_size = {config.batch_size}: expected a multiple of the number of "
+            f"processes, {process_count}."
+        )
+    _check_planes(config.num_planes, config.max_phrases)
+    seed = config.seed if seed is None else seed
+    splits = sources.open_training(config) if splits is None else splits
+    make = _MakeTrainingExample(config, tokenizer, tuple(splits[0].class_names), tuple(templates))
+    examples = sources.endless(splits, config.weights, seed).random_map(make, seed=seed % 2**32)
+    batches = examples.batch(
+        config.batch_size // process_count, batch_fn=_stack, drop_remainder=True
+    )
+    return TrainBatches(batches[process_index::process_count], config, step)
+
+
+def eval_batches(
+    config: DataConfig,
+    split: str | sources.Records,
+    tokenizer: Tokenizer,
+    *,
+    batch_size: int,
+    image_size: int,
+    max_images: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.IterDataset:
+    """An iterable of (Batch, list of its Records), in the order of the split, each image once.
+
+    Images keep their shape inside an image_size square, unflipped. Every phrase of a record is in
+    the batch, row by row in the record's order (G is the largest number in the split); an object
+    that is too small for the square has an empty but valid mask. Rows that fill up the last batch
+    have sample_id -1, nothing valid and no Record. `max_images` takes just the first ones; 0 takes
+    all. batch_size counts the rows of all hosts, and all hosts get equally many batches.
+    """
+    if batch_size % process_count:
+        raise ValueError(
+            f"batch_size = {batch_size}: expected a multiple of the {process_count} processes."
+        )
+    records = catalog.open_split(config.root, split) if isinstance(split, str) else split
+    count = min(len(records), max_images or len(records))
+    if not count:
+        raise ValueError(f"{split} has no records to evaluate on; convert it again.")
+    most_phrases = max(1, max(len(records[i].phrase_text) for i in range(count)))
+    config = dataclasses.replace(
+        config,
+        image_size=image_size,
+        max_phrases=most_phrases,
+        num_planes=max(config.num_planes, 2 + (most_phrases - 1) // 8),
+    )
+    make = _MakeEvaluationExample(config, tokenizer, sources.Samples(records), count)
+    rows = -(-count // batch_size) * batch_size
+    batches = (
+        grain.MapDataset.range(rows)
+        .map(make)
+        .batch(batch_size // process_count, batch_fn=_stack_with_records)
+    )
+    return _reader(
+        batches[process_index::process_count], dataclasses.replace(config, num_workers=0)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _MakeTrainingExample(grain.transforms.RandomMap):
+    config: DataConfig
+    tokenizer: Tokenizer
+    class_names: tuple[str, ...]
+    templates: tuple[str, ...]
+
+    def random_map(self, element: Sample, rng: np.random.Generator) -> tuple[Batch, Dropped]:
+        try:
+            return collate.training_example(
+                element.record,
+                element.index,
+                self.class_names,
+                self.templates,
+                self.config,
+                self.tokenizer,
+                rng,
+            )
+        except ValueError as error:
+            raise ValueError(f"{element.split}, record {element.index}: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _MakeEvaluationExample(grain.transforms.Map):
+    config: DataConfig
+    tokenizer: Tokenizer
+    samples: sources.Samples
+    count: int
+
+    def map(self, element: int) -> tuple[Batch, Record | None]:
+        if element >= self.count:
+            return collate.blank_example(self.config), None
+        sample = self.samples[element]
+        try:
+            example = collate.evaluation_example(
+                sample.record, sample.index, self.config, self.tokenizer
+            )
+        except ValueError as error:
+            raise ValueError(f"{sample.split}, record {sample.index}: {error}") from error
+        return example, sample.record
+
+
+def _stack(examples: Sequence[tuple[Batch, Dropped]]) -> tuple[Batch, Dropped]:
+    total: Dropped = collections.Counter()
+    for _, dropped in examples:
+        total.update(dropped)
+    return collate.stack([example for example, _ in examples]), total
+
+
+def _stack_with_records(
+    examples: Sequence[tuple[Batch, Record | None]],
+) -> tuple[Batch, list[Record]]:
+    records = [record for _, record in examples if record is not None]
+    return collate.stack([example for example, _ in examples]), records
+
+
+def _check_planes(num_planes: int, max_phrases: int) -> None:
+    needed = 1 + -(-max_phrases // 8)
+    if num_planes < needed:
+        raise ValueError(
+            f"config.data.num_planes = {num_planes}: expected at least {needed}: one for segments "
+            f"and one for every 8 of max_phrases = {max_phrases}."
+        )
+
+
+def _reader(batches: grain.MapDataset, config: DataConfig) -> grain.IterDataset:
+    """Reads ahead in threads, or in worker processes where the configuration asks for them."""
+    cv2.setNumThreads(0)  # threads inside threads only wait for each other
+    options = grain.ReadOptions(
+        num_threads=config.num_threads, prefetch_buffer_size=config.prefetch
+    )
+    reader = batches.to_iter_dataset(options)
+    if not config.num_workers:
+        return reader
+    if not flags.FLAGS.is_parsed():  # grain reads its flags in workers; a notebook has parsed none
+        flags.FLAGS.mark_as_parsed()
+    ahead = max(1, config.prefetch // config.num_workers)
+    return reader.mp_prefetch(
+        grain.MultiprocessingOptions(num_workers=config.num_workers, per_worker_buffer_size=ahead),
+        worker_init_fn=_start_worker,
+    )
+
+
+def _start_worker(worker: int, count: int) -> None:
+    """Runs in each worker process: one thread in OpenCV, and no life after the parent's."""
+    cv2.setNumThreads(0)
+    parent = os.getppid()
+
+    def follow() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_CHECK_SECONDS)
+        os._exit(1)
+
+    threading.Thread(
+        target=follow, daemon=True, name=f"parent of worker {worker} of {count}"
+    ).start()

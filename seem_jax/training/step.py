@@ -1,0 +1,250 @@
+"""One training step: simulated rounds without gradient, one supervised pass, losses, update.
+
+The recipe of forward_seg in the official seem_model_v1.py, as one pure function of static shapes.
+All randomness comes from the seed of the configuration and the number of the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh
+
+from seem_jax import interaction, sharding
+from seem_jax.config import Config, DecoderConfig
+from seem_jax.kernels import mask_planes
+from seem_jax.losses import total_loss
+from seem_jax.losses.text import normalise
+from seem_jax.models.seem import SEEM, mask_logits, remember, text_tokens
+from seem_jax.training import optimizer
+from seem_jax.training.state import TrainState, abstract
+from seem_jax.types import Array, Batch, Features, Memory, TextTokens, VisualPrompts
+
+
+@struct.dataclass
+class Vocabulary:
+    """The class names of a data set in every sentence template; the last class is "no object"."""
+
+    token_ids: Array  # int32 [C, templates, J]
+    token_valid: Array  # bool [C, templates, J]
+    sentences: Array | None  # float32 [C, templates, V], computed once where text is frozen
+
+
+def vocabulary(
+    model: SEEM, params: dict, config: Config, token_ids: Array, token_valid: Array
+) -> Vocabulary:
+    """The vocabulary that steps take; with a frozen text encoder its sentences are encoded here."""
+    token_ids, token_valid = jnp.asarray(token_ids), jnp.asarray(token_valid)
+    sentences = None
+    if "text" in config.optimizer.frozen:
+        encode = jax.jit(lambda params, *text: _encode_text(model, params, *text)[1])
+        sentences = encode(params, token_ids, token_valid)
+    return Vocabulary(token_ids=token_ids, token_valid=token_valid, sentences=sentences)
+
+
+def make_train_step(
+    model: SEEM, config: Config, mesh: Mesh, num_things: int
+) -> Callable[[TrainState, Batch, Vocabulary], tuple[TrainState, dict[str, Array]]]:
+    """step(state, batch, vocabulary) -> (state, metrics), jitted; the state given is used up.
+
+    Lower or call it inside `sharding.use(mesh)`. metrics are float32 scalars: "loss", one per loss
+    term, "grad_norm", "learning_rate", "num_rounds", counts. A step whose loss or gradient is not
+    finite changes nothing, not even the step number, and has metrics["finite"] == 0.
+    """
+    tx = optimizer.make(config.optimizer, config.num_steps)
+    rate = optimizer.schedule(config.optimizer, config.num_steps)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract(model, config, mesh))
+
+    def step(state: TrainState, batch: Batch, names: Vocabulary):
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+
+        def loss(trainable: dict):
+            params = {**trainable, **state.frozen}
+            return loss_and_metrics(model, config, mesh, num_things, params, batch, names, key)
+
+        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.trainable)
+        # Left alone, XLA chooses other shardings for gradients than those of the parameters.
+        grads = jax.lax.with_sharding_constraint(grads, shardings.trainable)
+        updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
+        norm = optax.global_norm(grads)
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)
+        after = TrainState(
+            step=state.step + 1,
+            trainable=optax.apply_updates(state.trainable, updates),
+            frozen=state.frozen,
+            opt_state=opt_state,
+        )
+        after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
+        metrics |= {
+            "loss": value,
+            "grad_norm": norm,
+            "learning_rate": jnp.asarray(rate(state.step), jnp.float32),
+            "finite": finite.astype(jnp.float32),
+        }
+        return after, metrics
+
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
+
+
+def loss_and_metrics(
+    model: SEEM,
+    config: Config,
+    mesh: Mesh | None,
+    num_things: int,
+    params: dict,
+    batch: Batch,
+    names: Vocabulary,
+    key: Array,
+) -> tuple[Array, dict[str, Array]]:
+    """(loss, metrics) of a batch by the official recipe; pure, so tests may differentiate it."""
+    keys = jax.random.split(key, 6)
+    batch = jax.tree.map(jnp.asarray, batch)
+    num_prompts = batch.prompt_masks.valid.shape[1]
+    variables = {"params": params}
+    features = model.apply(variables, batch.image, keys[0], method="encode_image")
+    table = class_table(model, params, names, keys[1])
+    text, phrase_embedding = encode_phrases(model, params, batch)
+    prompts, memory, num_rounds = simulate_rounds(model, params, features, batch, config, keys[2])
+    visual = model.apply(variables, features, prompts, num_prompts, method="encode_prompts")
+    query_index, memory_index = draw_slots(keys[3], memory.valid, config.model.decoder)
+    outputs = model.apply(
+        variables,
+        features,
+        text,
+        visual,
+        memory,
+        every_layer=True,
+        query_index=query_index,
+        memory_index=memory_index,
+        method="decode",
+    )
+    loss, metrics = total_loss(
+        outputs,
+        visual,
+        features,
+        batch,
+        table,
+        phrase_embedding,
+        params["logit_scale"],
+        config.loss,
+        keys[4],
+        mesh=mesh,
+        num_things=num_things,
+    )
+    return loss, {**metrics, "num_rounds": num_rounds.astype(jnp.float32)}
+
+
+def class_table(model: SEEM, params: dict, names: Vocabulary, key: Array) -> Array:
+    """float32 [C, V], normalised: each class name in one template, drawn at random per class."""
+    classes, templates, _ = names.token_ids.shape
+    chosen = jax.random.randint(key, (classes,), 0, templates)
+    row = jnp.arange(classes)
+    if names.sentences is not None:
+        return normalise(names.sentences[row, chosen])
+    ids, valid = names.token_ids[row, chosen], names.token_valid[row, chosen]
+    return normalise(_encode_text(model, params, ids, valid)[1])
+
+
+def encode_phrases(model: SEEM, params: dict, batch: Batch) -> tuple[TextTokens, Array]:
+    """(the phrases as decoder tokens, their embeddings float32 [B, G, V])."""
+    phrases = batch.phrases
+    tokens, sentence = _encode_text(model, params, phrases.token_ids, phrases.token_valid)
+    return (
+        text_tokens(
+            tokens, phrases.token_valid, phrases.masks.valid, phrases.prompt, phrases.group
+        ),
+        sentence,
+    )
+
+
+def simulate_rounds(
+    model: SEEM, params: dict, features: Features, batch: Batch, config: Config, key: Array
+) -> tuple[VisualPrompts, Memory, Array]:
+    """The drawings after 0 to max_rounds corrected answers, the last answer, and how many rounds.
+
+    A round decodes the visual prompts and clicks where each answer is most wrong. No gradient flows
+    back. The number of rounds is one for the whole batch, uniform, as officially; without any, the
+    memory is not valid.
+    """
+    params, features = jax.lax.stop_gradient((params, features))
+    variables = {"params": params}
+    size, num_prompts = batch.image.shape[1:3], batch.prompt_masks.valid.shape[1]
+    truth = mask_planes.dense(batch.planes, batch.prompt_masks)  # [B, P, H, W]
+    first_row = batch.strokes.valid.shape[1]
+    rows_per_round = num_prompts * interaction.POINTS_PER_CLICK
+    nothing = Memory(
+        mask_embedding=jnp.zeros(
+            (*truth.shape[:2], config.model.decoder.width), features.mask.dtype
+        ),
+        valid=jnp.zeros(truth.shape[:2], bool),
+    )
+    if config.max_rounds == 0:
+        return batch.strokes, nothing, jnp.int32(0)
+
+    def one_round(number: Array, carry: tuple[VisualPrompts, Array, Memory]):
+        prompts, prompted, memory = carry
+        visual = model.apply(variables, features, prompts, num_prompts, method="encode_prompts")
+        query_index, memory_index = draw_slots(
+            jax.random.fold_in(key, number), memory.valid, config.model.decoder
+        )
+        outputs = model.apply(
+            variables,
+            features,
+            None,
+            visual,
+            memory,
+            objects=False,
+            query_index=query_index,
+            memory_index=memory_index,
+            method="decode",
+        )
+        memory = remember(outputs, visual)
+        logits = mask_logits(memory.mask_embedding, features)  # [B, P, h, w]
+        points, positive, valid, prompted = interaction.next_clicks(logits, truth, prompted)
+        offset = first_row + number * rows_per_round
+        prompts = interaction.append_points(prompts, points, positive, valid, offset)
+        return prompts, prompted, memory
+
+    for_count, key = jax.random.split(key)
+    num_rounds = jax.random.randint(for_count, (), 0, config.max_rounds + 1)
+    prompted = interaction.prompted_mask(batch.strokes, num_prompts, *size)
+    prompts = interaction.reserve(batch.strokes, config.max_rounds, num_prompts)
+    prompts, _, memory = jax.lax.fori_loop(0, num_rounds, one_round, (prompts, prompted, nothing))
+    return prompts, memory, num_rounds
+
+
+def draw_slots(key: Array, prompt_valid: Array, config: DecoderConfig) -> tuple[Array, Array]:
+    """Random (query_index, memory_index) for `SEEM.decode`, as the official release draws them.
+
+    Visual slots copy any object queries, the same in all images; in each layer the memory slots are
+    shared out among the valid prompts of an image by chance, in prompt order.
+    """
+    batch, num_prompts = prompt_valid.shape
+    for_queries, for_memory = jax.random.split(key)
+    count = num_prompts * config.queries_per_prompt
+    query_index = jax.random.randint(for_queries, (count,), 0, config.num_object_queries)
+    logits = jnp.where(prompt_valid, 0.0, -1e9).astype(jnp.float32)  # finite: all may be invalid
+    drawn = jax.random.categorical(
+        for_memory,
+        logits[None, :, None, :],
+        shape=(config.num_layers, batch, config.num_memory),
+    )
+    return jnp.broadcast_to(query_index, (batch, count)), jnp.sort(drawn, axis=-1).astype(jnp.int32)
+
+
+def _encode_text(
+    model: SEEM, params: dict, token_ids: Array, token_valid: Array
+) -> tuple[Array, Array]:
+    """(tokens [..., J, V], sentence [..., V]) of ids [..., J]."""
+    *outer, length = token_ids.shape
+    tokens, sentence = model.apply(
+        {"params": params},
+        token_ids.reshape(-1, length),
+        token_valid.reshape(-1, length),
+        method="encode_text",
+    )
+    return tokens.reshape(*outer, length, -1), sentence.reshape(*outer, -1)

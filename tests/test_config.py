@@ -1,0 +1,128 @@
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from seem_jax import config as config_lib
+from seem_jax import sharding
+from seem_jax.models.seem import build
+from seem_jax.training import state as states
+from seem_jax.training.step import Vocabulary, make_train_step
+from tests.fakes import fake_batch, tiny_config
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_file_is_valid_and_survives_json(path):
+    config = config_lib.load_config(path)
+    assert config_lib.from_json(config_lib.to_json(config)) == config
+
+
+def test_focalt_differs_from_shapes_only_in_values():
+    """Same fields, so the same architecture and tasks; the tree of parts of the model is one."""
+    focalt, shapes = (
+        config_lib.load_config(ROOT / f"configs/{n}.py") for n in ("focalt", "shapes")
+    )
+    assert focalt.model.backbone.name == shapes.model.backbone.name
+    assert focalt.model.pixel_decoder.name == shapes.model.pixel_decoder.name
+    assert focalt.model.backbone.depthwise == shapes.model.backbone.depthwise
+    assert focalt.model.decoder.rules == shapes.model.decoder.rules
+    assert focalt.max_rounds == shapes.max_rounds == 5
+
+
+def test_focalt_has_the_official_numbers_of_parameters():
+    config = config_lib.load_config(ROOT / "configs/focalt.py")
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+    state = states.abstract(build(config.model), config, mesh)
+    params = states.merge(state)
+    assert states.num_parameters(params) / 1e6 == pytest.approx(164.62, abs=0.005)
+    assert set(state.trainable) == {"decoder"}
+
+
+def test_the_full_size_training_step_has_static_shapes():
+    config = config_lib.load_config(ROOT / "configs/focalt.py")
+    mesh = sharding.make_mesh(config.mesh)
+    model = build(config.model)
+    state = states.abstract(model, config, mesh)
+    small = dataclasses.replace(config, data=dataclasses.replace(config.data, image_size=64))
+    batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            tuple(config.data.image_size if n == 64 else n for n in x.shape), x.dtype
+        ),
+        fake_batch(small, 1),
+    )
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((16, *x.shape[1:]), x.dtype), batch)
+    assert batch.image.shape == (16, 1024, 1024, 3)
+    text = (134, 81, config.data.max_phrase_tokens)
+    names = Vocabulary(
+        token_ids=jax.ShapeDtypeStruct(text, jnp.int32),
+        token_valid=jax.ShapeDtypeStruct(text, bool),
+        sentences=jax.ShapeDtypeStruct((*text[:2], config.model.text.projection), jnp.float32),
+    )
+    with sharding.use(mesh):
+        step = make_train_step(model, config, mesh, num_things=80)
+        after, metrics = step.eval_shape(state, batch, names)
+    same = jax.tree.map(
+        lambda new, old: (new.shape, new.dtype) == (old.shape, old.dtype), after, state
+    )
+    assert all(jax.tree.leaves(same))
+    assert {"loss", "object/dice", "text/class", "visual/bce", "num_rounds"} <= set(metrics)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: setattr(c.model.decoder, "width", 34), r"config.model.decoder.width = 34"),
+        (lambda c: setattr(c.data, "image_size", 100), r"data.image_size = 100.*multiple of 32"),
+        (lambda c: setattr(c.data, "max_objects", 300), r"data.max_objects = 300"),
+        (lambda c: setattr(c.data, "weights", (1.0, 2.0)), r"data.weights"),
+        (lambda c: setattr(c.data, "prompt_kinds", ("dot",)), r"data.prompt_kinds.*scribble"),
+        (lambda c: setattr(c.optimizer, "schedule", "linear"), r"optimizer.schedule = 'linear'"),
+        (lambda c: setattr(c, "num_steps", 0), r"num_steps = 0"),
+    ],
+)
+def test_a_value_out_of_range_is_named(change, message):
+    config = tiny_config()
+    change(config)
+    with pytest.raises(ValueError, match=message):
+        config_lib.validate(config)
+
+
+def test_json_of_another_version_names_the_fields():
+    text = config_lib.to_json(tiny_config()).replace('"max_rounds"', '"rounds"')
+    with pytest.raises(ValueError, match=r"unknown fields \['rounds'\], missing .*'max_rounds'"):
+        config_lib.from_json(text)
+
+
+def run_flags(*arguments):
+    program = (
+        "from absl import app\n"
+        "from ml_collections import config_flags\n"
+        "flag = config_flags.DEFINE_config_file('config', lock_config=True)\n"
+        "app.run(lambda argv: print(flag.value.optimizer.learning_rate, flag.value.optimizer.frozen,"
+        " flag.value.data.train))\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", program, f"--config={ROOT}/configs/shapes.py", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
+def test_flags_reach_the_dataclasses():
+    done = run_flags("--config.optimizer.learning_rate=3e-4", "--config.optimizer.frozen=('text',)")
+    assert done.stdout.split("\n")[0] == "0.0003 ('text',) ('shapes_panoptic:train',)", done.stderr
+
+
+def test_an_unknown_key_is_an_error_that_names_it():
+    done = run_flags("--config.optimizer.learning_rat=3e-4")
+    assert done.returncode != 0
+    assert "learning_rat" in done.stderr
