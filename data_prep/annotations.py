@@ -27,7 +27,7 @@ class Object:
     id: int
     category: int  # contiguous
     segmentation: Any  # polygons, or a run-length code, as in the file
-    where: str
+    where: str = dataclasses.field(repr=False)  # see writer.Plan
 
 
 def load_json(path: Path, lists: Sequence[str]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from data_prep.annotations import (
     rle_counts,
 )
 from data_prep.refcoco import Ref, join, read_refs, referred_objects
-from data_prep.writer import Classes, Plan, write_dataset
+from data_prep.writer import Classes, Plan, message_only, write_dataset
 from seem_jax.data.schema import Record
 
 YEAR = "2017"  # the only year with panoptic annotations
@@ -51,8 +51,8 @@ class Item:
     """What one record is made of."""
 
     image_id: int
-    image_path: Path
-    png_path: Path
+    image_path: Path = dataclasses.field(repr=False)  # see writer.Plan
+    png_path: Path = dataclasses.field(repr=False)
     height: int
     width: int
     segments: tuple[Segment, ...]
@@ -235,10 +235,11 @@ def main() -> None:
     parser.add_argument("--held_out", nargs="*", default=["val"], help="splits of --referring")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     args = parser.parse_args()
-    referring = None
-    if args.referring:
-        referring = Referring(args.referring, args.owner, tuple(args.held_out))
-    convert(args.input, args.output, args.name, args.splits, args.processes, referring)
+    with message_only():
+        referring = None
+        if args.referring:
+            referring = Referring(args.referring, args.owner, tuple(args.held_out))
+        convert(args.input, args.output, args.name, args.splits, args.processes, referring)
 
 
 if __name__ == "__main__":

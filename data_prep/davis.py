@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from data_prep.annotations import encode_index, read_image
-from data_prep.writer import Classes, Plan, write_dataset
+from data_prep.writer import Classes, Plan, message_only, write_dataset
 from seem_jax.data.schema import Record
 
 CLASSES = Classes(names=("object",), num_things=1, category_ids=(1,))  # DAVIS names no classes
@@ -33,8 +33,8 @@ class Item:
     number: int  # of the record in its split; the image_id
     sequence: str
     frame: int
-    image_path: Path
-    png_path: Path | None  # None: this frame is not annotated
+    image_path: Path = dataclasses.field(repr=False)  # see writer.Plan
+    png_path: Path | None = dataclasses.field(repr=False)  # None: this frame is not annotated
     num_objects: int  # of the sequence
 
 
@@ -131,7 +131,8 @@ def main() -> None:
     parser.add_argument("--splits", nargs="+", default=["train", "val"])
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     args = parser.parse_args()
-    convert(args.input, args.output, args.name, args.splits, args.processes)
+    with message_only():
+        convert(args.input, args.output, args.name, args.splits, args.processes)
 
 
 if __name__ == "__main__":

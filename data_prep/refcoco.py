@@ -25,7 +25,7 @@ from data_prep.annotations import (
     read_objects,
     rle_counts,
 )
-from data_prep.writer import Plan, write_dataset
+from data_prep.writer import Plan, message_only, write_dataset
 from seem_jax.data.schema import Record
 
 
@@ -108,7 +108,7 @@ class Item:
     """What one record is made of."""
 
     image_id: int
-    image_path: Path
+    image_path: Path = dataclasses.field(repr=False)  # see writer.Plan
     height: int
     width: int
     objects: tuple[Object, ...]
@@ -208,9 +208,16 @@ def main() -> None:
     parser.add_argument("--splits", nargs="+", default=["val"])
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     args = parser.parse_args()
-    convert(
-        args.input, args.referring, args.owner, args.output, args.name, args.splits, args.processes
-    )
+    with message_only():
+        convert(
+            args.input,
+            args.referring,
+            args.owner,
+            args.output,
+            args.name,
+            args.splits,
+            args.processes,
+        )
 
 
 if __name__ == "__main__":

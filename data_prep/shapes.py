@@ -28,7 +28,7 @@ from pycocotools import mask as coco_mask
 from data_prep import coco, davis, refcoco, scenes
 from data_prep.expressions import Item, describe, describe_composition
 from data_prep.tokenizer import train_tokenizer
-from data_prep.writer import run, write_json
+from data_prep.writer import message_only, run, write_json
 from seem_jax.data.catalog import open_split
 from seem_jax.data.tfrecord import replacing
 from seem_jax.models.language.tokenizer import Tokenizer
@@ -408,7 +408,8 @@ def main() -> None:
     args = parser.parse_args()
     names = [field.name for field in dataclasses.fields(Parameters)]
     parameters = Parameters(**{name: getattr(args, name) for name in names})
-    make(args.output, parameters, args.processes, args.force)
+    with message_only():
+        make(args.output, parameters, args.processes, args.force)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -31,7 +32,11 @@ class Classes:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What one split will hold: `make(items[i])` is its record i. Both must be picklable."""
+    """What one split will hold: `make(items[i])` is its record i. Both must be picklable.
+
+    An item's repr says what it is made of, but for folders: a restart compares it, and the data may
+    have moved in between.
+    """
 
     split: str
     items: Sequence[Any]
@@ -100,6 +105,15 @@ def run(work: Callable[[Any], Any], jobs: Sequence[Any], processes: int) -> Iter
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+@contextlib.contextmanager
+def message_only() -> Iterator[None]:
+    """Ends a program with the message of a ValueError or OSError, without its traceback."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 def write_json(path: Path, value: Any) -> None:

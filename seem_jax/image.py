@@ -25,7 +25,7 @@ def decode_image(
 
     The pixel count is read from the header and checked before anything is decoded. Grey, palette,
     CMYK and 16-bit files become RGB; an alpha channel is dropped; of an animation the first frame
-    is taken. EXIF rotation is ignored unless `upright`: COCO's masks belong to the unrotated picture.
+    is taken. EXIF rotation is ignored unless `upright`, as COCO's masks are not rotated either.
     Raises ValueError, with `name` in it, for what is no image, is damaged or is too large.
     """
     height, width = image_size(data, name=name)

@@ -41,19 +41,21 @@ def millions(tree):
     return round(sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree)) / 1e6, 2)
 
 
-def maps_of(config):
-    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    module = backbone(config)
-    return jax.eval_shape(lambda x: module.init_with_output(jax.random.key(0), x)[0], image)
-
-
-def all_shapes(config):
-    """The encoders' part of the tree of a whole model."""
-    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+def encoder_shapes(config, decoder=None):
+    """The image encoders' part of the parameter tree of a model."""
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    init = backbone(config).init_with_output
+    maps, variables = jax.eval_shape(init, jax.random.key(0), image)
     return {
-        "backbone": shapes(backbone(config), image),
-        "pixel_decoder": shapes(pixel_decoder(PixelDecoderConfig()), maps_of(config)),
+        "backbone": nn.unbox(variables)["params"],
+        "pixel_decoder": shapes(pixel_decoder(decoder or PixelDecoderConfig()), maps),
     }
+
+
+@functools.cache
+def official_params():
+    """The image encoders of Focal-T with the official weights of the goldens."""
+    return parity.converted(encoder_shapes(BackboneConfig()), parity.FEATURES)
 
 
 def text_shapes():
@@ -68,7 +70,7 @@ def text_shapes():
 
 def test_image_features_are_those_of_the_release():
     want = parity.golden("features")
-    params = parity.converted(all_shapes(BackboneConfig()), parity.FEATURES)
+    params = official_params()
     mean, std = parity.recipe().PIXEL_MEAN, parity.recipe().PIXEL_STD
     images = (parity.images().astype(np.float32) - mean) / std
 
@@ -142,7 +144,7 @@ def test_text_embeddings_are_those_of_the_release():
     ids=["focalt", "focall"],
 )
 def test_the_encoders_have_the_official_parameters(config, name, counts):
-    tree = all_shapes(config)
+    tree = encoder_shapes(config)
     assert (millions(tree["backbone"]), millions(tree["pixel_decoder"])) == counts
     rows = {
         key: shape for key, shape, _ in parity.manifest(name) if key.startswith(parity.FEATURES)
@@ -160,7 +162,7 @@ def test_the_text_encoder_has_the_official_parameters():
 
 def test_conversion_there_and_back_gives_the_same_bits():
     state = parity.official_weights(parts=parity.FEATURES)
-    back = official_state(parity.converted(all_shapes(BackboneConfig()), parity.FEATURES))
+    back = official_state(official_params())
     assert state.keys() == back.keys()
     assert all(np.array_equal(state[name], back[name]) for name in state)
 
@@ -256,11 +258,7 @@ def test_the_plain_variant_follows_its_definition():
 @functools.cache
 def tiny_params():
     """Random parameters of a tiny backbone and pixel decoder."""
-    module, x = backbone(TINY), jnp.zeros((1, 32, 32, 3))
-    params = {"backbone": shapes(module, x)}
-    maps = jax.eval_shape(lambda: module.init_with_output(jax.random.key(0), x)[0])
-    params["pixel_decoder"] = shapes(pixel_decoder(TINY_FPN), maps)
-    return jax.tree.map(lambda x: 0.3 * x, random_like(params))
+    return jax.tree.map(lambda x: 0.3 * x, random_like(encoder_shapes(TINY, TINY_FPN)))
 
 
 def encode(params, images, key=None):

@@ -134,7 +134,9 @@ def test_appended_clicks_are_what_the_prompts_mark():
         return interaction.append_points(prompts, points, positive, valid, offset), prompted
 
     prompts, prompted = session(prompts, truth)
-    marks = jax.jit(functools.partial(interaction.prompted_mask, num_prompts=3, height=24, width=32))
+    marks = jax.jit(
+        functools.partial(interaction.prompted_mask, num_prompts=3, height=24, width=32)
+    )
     np.testing.assert_array_equal(marks(prompts), prompted)
     assert prompts.prompt[0, 5:14].tolist() == [0] * 9
     assert bool(prompts.positive[0, 5])

@@ -57,7 +57,9 @@ def test_a_group_without_categories_is_nan_where_the_owner_divides_by_zero():
 
 
 def test_an_unknown_category_is_named():
-    with pytest.raises(ValueError, match=r"unknown_category, prediction: unknown categories \[\d+\]"):
+    with pytest.raises(
+        ValueError, match=r"unknown_category, prediction: unknown categories \[\d+\]"
+    ):
         accumulate("unknown_category")
 
 

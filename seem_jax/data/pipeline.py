@@ -14,7 +14,8 @@ import dataclasses
 import os
 import threading
 import time
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import cv2
@@ -47,6 +48,7 @@ class TrainBatches(grain.DatasetIterator):
         self._config = config
         self._step = step
         self._running: grain.DatasetIterator | None = None
+        self._stop: Callable[[], None] = lambda: None
 
     def __next__(self) -> Batch:
         self._assert_not_closed()
@@ -66,6 +68,7 @@ class TrainBatches(grain.DatasetIterator):
                 "another version. Start from its step with train_batches(..., step=number)."
             )
         self._stop()
+        self._running = None
         self._step = int(state["step"])
 
     def start_prefetch(self) -> None:
@@ -73,15 +76,12 @@ class TrainBatches(grain.DatasetIterator):
         if self._running is None:
             self._running = iter(_reader(self._batches[self._step :], self._config))
             self._running.start_prefetch()
+            # Also at the end of the program: workers that end after it began print tracebacks.
+            self._stop = weakref.finalize(self, self._running.close)
 
     def close(self) -> None:
         self._stop()
         super().close()
-
-    def _stop(self) -> None:
-        if self._running is not None:
-            self._running.close()
-            self._running = None
 
 
 def train_batches(

@@ -81,7 +81,7 @@ def read_index(path: Path) -> np.ndarray:
         index = np.load(index_path(path), allow_pickle=False)
         if _fits(index, size):
             return index
-    except (OSError, ValueError, EOFError):
+    except Exception:  # NumPy's header parser raises of every kind
         pass  # an index is only a copy: whatever is wrong with it, the shard decides
     index = _scan(path, size)
     with contextlib.suppress(OSError):  # a read-only disk: keep the index in memory

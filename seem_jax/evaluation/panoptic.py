@@ -61,7 +61,9 @@ class PanopticQuality:
         unequal size, ids without a segment, segments without a pixel and unknown categories.
         """
         if truth.shape != predicted.shape:
-            raise ValueError(f"{name}: truth is {truth.shape}, prediction {predicted.shape} pixels.")
+            raise ValueError(
+                f"{name}: truth is {truth.shape}, prediction {predicted.shape} pixels."
+            )
         truth_ids, truth_at = np.unique(truth, return_inverse=True)
         predicted_ids, predicted_at = np.unique(predicted, return_inverse=True)
         shape = (len(truth_ids), len(predicted_ids))

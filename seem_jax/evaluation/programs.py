@@ -39,7 +39,9 @@ class Answers:
     clicks: VisualPrompts | None  # what was drawn, [B, 9 G]
 
 
-def answer_phrases(model, params, features, token_ids, token_valid, truth, clicked, plan) -> Answers:
+def answer_phrases(
+    model, params, features, token_ids, token_valid, truth, clicked, plan
+) -> Answers:
     """The mask of each phrase, decoded alone so that it depends on no other phrase.
 
     token_ids and token_valid [B, G, J]; truth bool [B, G, H, W] at original size. With clicked
@@ -132,7 +134,9 @@ def click_session(
         logits = mask_logits(memory.mask_embedding, features)  # [B, P, h, w]
         mask = postprocess.resize(logits, plan) > 0
         union = _pixels(mask | final).astype(jnp.float32)
-        iou = _pixels(mask & final).astype(jnp.float32) / union  # an empty union gives NaN, officially
+        iou = (
+            _pixels(mask & final).astype(jnp.float32) / union
+        )  # an empty union gives NaN, officially
         from_here = jnp.arange(max_clicks, dtype=jnp.int32)[None, None] >= number
         going = ~stopped
         session = Session(

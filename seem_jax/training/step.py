@@ -70,7 +70,7 @@ def make_train_step(
         # Left alone, XLA chooses other shardings for gradients than those of the parameters.
         grads = jax.lax.with_sharding_constraint(grads, shardings.trainable)
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         after = TrainState(
             step=state.step + 1,
