@@ -13,10 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from pycocotools import mask as coco_mask
 
+from seem_jax import postprocess
 from seem_jax.data.schema import Record
-from seem_jax.evaluation import evaluator
+from seem_jax.evaluation import evaluator, programs
+from seem_jax.models.seem import build, initialise
 from seem_jax.types import Features, Outputs, SlotOutputs, VisualTokens
 from tests.fakes import tiny_config
 
@@ -200,3 +203,32 @@ def test_evaluating_again_compiles_nothing(setting, tmp_path):
     again = runner.run(params, workdir=tmp_path)
     assert again == first
     assert sizes == [getattr(runner, name)._cache_size() for name in ("encode", "click_session")]
+
+
+def test_a_session_depends_on_no_batch_mate_and_no_padding():
+    """With a real, untrained model: the same clicks and answers alone as in company."""
+    config = tiny_config()
+    model = build(config.model)
+    params = jax.jit(lambda key: nn.unbox(initialise(model, key)))(jax.random.key(0))
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (2, 64, 64, 3)).astype(np.uint8)
+    maps = np.kron(rng.integers(0, 4, (2, 4, 4)), np.ones((16, 16), np.int64)).astype(np.int32)
+
+    @jax.jit
+    def session(images, maps, wanted, plan):
+        features = model.apply({"params": params}, images, method="encode_image")
+        return programs.click_session(model, params, features, maps, maps, wanted, plan, 3)
+
+    def run(rows: slice, wanted):
+        number = len(images[rows])
+        sizes = [(64, 64)] * number
+        plan = postprocess.plan_resize(np.array(sizes), sizes, (16, 16), (64, 64), antialias=False)
+        return session(images[rows], maps[rows], np.array(wanted, np.int32), plan)
+
+    both = run(np.s_[:], [[1, 2, 0], [3, 0, 0]])
+    alone = run(np.s_[:1], [[1, 2]])
+    np.testing.assert_allclose(both.iou[0, :2], alone.iou[0], atol=1e-5)
+    np.testing.assert_array_equal(both.last[0, :2], alone.last[0])
+    of_two = np.asarray(both.prompts.points[0].reshape(3, 3, 9, 2)[:, :2])
+    np.testing.assert_array_equal(of_two, alone.prompts.points[0].reshape(3, 2, 9, 2))
+    assert not both.last[0, 2].any() or not both.prompts.valid[0].reshape(3, 3, 9)[:, 2].any()

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import logging
 
 from seem_jax import postprocess
 from seem_jax.config import Config
@@ -86,7 +85,9 @@ class Evaluator:
             sheet, numbers = task(params, split, limit)
             sheet.save(pictures / f"{name.replace('/', '_')}.png")
             out |= {f"{name}/{key}": value for key, value in numbers.items()}
-            logging.info("evaluated %s on %s in %.1f s", name, split, time.perf_counter() - begin)
+            if jax.process_index() == 0:
+                seconds = time.perf_counter() - begin
+                print(f"evaluated {name} on {split}: {seconds:.0f} s", flush=True)
         return out
 
     def panoptic(self, params, split: str, limit: int):

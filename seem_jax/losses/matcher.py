@@ -11,6 +11,9 @@ from seem_jax.types import Array
 
 WORST = 1e4  # stands for a cost that is NaN or larger: keeps the search finite, and float32 exact enough
 FAR = 1e18  # distance of a column that no path has reached
+# A detour must gain more than rounding. Two targets with the same text and mask cost exactly the
+# same; the first then keeps its slot, as in scipy's double precision, and does not change by chance.
+TIE = 1e-6
 
 
 def mask_cost(logits: Array, truth: Array, config: LossConfig) -> Array:
@@ -103,7 +106,8 @@ def _shortest_paths(cost: Array, usable: Array, count: Array) -> Array:
             row, distance, previous, seen, visited, reached, _ = search
             visited = visited.at[row].set(True)
             through = reached + cost[row] - row_price[row] - column_price
-            shorter = ~seen & usable & (through < distance)
+            gain = TIE * (1 + jnp.abs(through))
+            shorter = ~seen & usable & (through + gain < distance)
             previous = jnp.where(shorter, row, previous)
             distance = jnp.where(shorter, through, distance)
             nearest = jnp.argmin(jnp.where(seen | ~usable, FAR, distance)).astype(jnp.int32)
