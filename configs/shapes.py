@@ -55,13 +55,12 @@ def get_config() -> Config:
 
     data = config.data
     data.image_size = 96
-    data.min_scale, data.max_scale = 0.75, 1.25
-    data.flip = False  # "left of" would become false
-    data.max_objects = 16
+    data.min_scale, data.max_scale = 1.0, 1.0  # a crop could make "leftmost" false
+    data.max_objects = 10
     data.max_phrases = 4
-    data.max_phrase_tokens = 24
+    data.max_phrase_tokens = 12
     data.max_prompts = 4
-    data.max_points = 64
+    data.max_points = 48
     data.phrase_prompt_probability = 0.5
     data.batch_size = 4
 
@@ -72,7 +71,7 @@ def get_config() -> Config:
         text_class=1.0,
         class_name_weight=1.0,
         sentence_weight=1.0,
-        num_points=512,
+        num_points=384,
         dense_class=1.0,
     )
     config.num_steps = 4000

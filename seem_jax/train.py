@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import json
 import os
 import signal
 import time
@@ -92,11 +91,13 @@ def train(config: Config) -> int:
         first_step = int(state.step)
         names = vocabulary(model, states.merge(state), config, data.class_ids, data.class_valid)
 
+        scoring = evaluator.Evaluator(model, config)
+
         # Loop
         stop = stack.enter_context(_stop_requested())
         writer = stack.enter_context(Writer(workdir, first_step))
         if first_step < config.num_steps:
-            loop = Loop(config, mesh, model, data, names, checkpoints, ledger, writer)
+            loop = Loop(config, mesh, model, data, names, scoring, checkpoints, ledger, writer)
             state = loop.run(state, stop)
             checkpoints.wait()
             ledger.write()
@@ -105,7 +106,7 @@ def train(config: Config) -> int:
                 return EXIT_STOPPED
 
         # Evaluation
-        numbers = evaluator.run(model, states.merge(state), config, workdir=workdir)
+        numbers = scoring.run(evaluation_params(state, mesh), workdir=workdir)
         ledger.write()
         if jax.process_index() == 0:
             _finish(workdir, config, {**numbers, **ledger.figures()})
@@ -121,14 +122,16 @@ def open_data(config: Config) -> Data:
             f"vocab_size = {config.model.text.vocab_size}: set it to at least that number."
         )
     split = catalog.open_split(config.data.root, config.data.train[0])
+    templates = class_names.templates_of(split.name)
     ids, valid = class_names.class_token_ids(
-        tokenizer, split.class_names, config.data.max_phrase_tokens, pipeline.TEMPLATES
+        tokenizer, split.class_names, config.data.max_phrase_tokens, templates
     )
     batches = pipeline.train_batches(
         config.data,
         tokenizer,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        templates=templates,
     )
     return Data(batches, ids, valid, split.num_things)
 
@@ -142,6 +145,7 @@ class Loop:
     model: SEEM
     data: Data
     names: Vocabulary
+    scoring: evaluator.Evaluator
     checkpoints: Checkpoints
     ledger: Ledger
     writer: Writer
@@ -204,9 +208,8 @@ class Loop:
     def _evaluate(self, step: int, state: states.TrainState, counter: CompileCounter) -> float:
         """Seconds of an evaluation in between; what it compiles is not the training step's."""
         begin, compiled = time.perf_counter(), counter.count
-        params = states.merge(state)
         folder = Path(self.config.workdir) / "evaluations" / str(step)
-        numbers = evaluator.run(self.model, params, self.config, workdir=folder)
+        numbers = self.scoring.run(evaluation_params(state, self.mesh), workdir=folder)
         self.writer.scalars(step, {f"evaluation/{name}": n for name, n in numbers.items()})
         counter.count = compiled
         return time.perf_counter() - begin
@@ -270,15 +273,21 @@ def progress_line(step: int, num_steps: int, values: dict[str, float]) -> str:
     """One line for a person: how far, how fast, how long still, and how well."""
     rate = values["steps_per_second"]
     left = timedelta(seconds=round((num_steps - step) / max(rate, 1e-9)))
-    terms = {}
+    terms: dict[str, list[str]] = {}
     for name in (name for name in values if "/" in name):
-        terms.setdefault(name.split("/")[0], []).append(f"{values[name]:.2f}")
-    parts = " ".join(f"{group} {'/'.join(numbers)}" for group, numbers in terms.items())
+        group, kind = name.split("/")
+        terms.setdefault(group, []).append(f"{kind} {values[name]:.2f}")
+    parts = " | ".join(f"{group} {' '.join(kinds)}" for group, kinds in terms.items())
     return (
         f"step {step}/{num_steps}  {rate:.2f} steps/s  {left} left  loss {values['loss']:.2f}"
         f"  [{parts}]  data wait {100 * values['data_wait_share']:.0f}%"
         f"  {values['peak_bytes'] / 2**30:.1f} GiB"
     )
+
+
+def evaluation_params(state: states.TrainState, mesh: Mesh) -> dict:
+    """All parameters, whole on every device: evaluation does not split them."""
+    return jax.device_put(states.merge(state), sharding.replicated(mesh))
 
 
 def _start(
@@ -306,13 +315,9 @@ def _start(
 
 def _finish(workdir: Path, config: Config, numbers: dict[str, float]) -> None:
     report.write(workdir, config, numbers)
-    path = workdir / "evaluation.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(numbers, indent=1, sort_keys=True))
-    os.replace(temporary, path)
     for name, value in sorted(numbers.items()):
         _say(f"  {name:40s} {value:12.2f}")
-    _say(f"numbers:  {path}\nreport:   {workdir / 'report.html'}")
+    _say(f"numbers:  {workdir / 'evaluation.json'}\nreport:   {workdir / 'report.html'}")
 
 
 @contextlib.contextmanager

@@ -53,7 +53,7 @@ def test_chebyshev_distance_is_that_of_scipy():
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (2, 2), (5, 3), (17, 16)])
 def test_any_size_works_and_a_full_region_is_deepest_in_its_middle(shape):
-    distance = np.asarray(chebyshev_distance(np.ones(shape, bool)))
+    distance = np.asarray(jax.jit(chebyshev_distance)(np.ones(shape, bool)))
     assert distance.max() == (min(shape) + 1) // 2
     assert distance.min() == 1
 
@@ -68,14 +68,14 @@ def test_the_closed_form_is_the_iterated_definition():
 def test_equal_neighbourhoods_give_exact_ties_so_the_first_pixel_wins():
     region = np.zeros((20, 30), bool)
     region[5:12, 3:25] = True
-    got = np.asarray(kornia_distance(region))
+    got = np.asarray(jax.jit(kornia_distance)(region))
     assert np.unravel_index(got.argmax(), got.shape) == (8, 7)
 
 
 def test_official_distance_transforms():
-    golden = arrays("clicks_seem")
+    golden, transform = arrays("clicks_seem"), jax.jit(kornia_distance)
     for case in range(3):
-        got = kornia_distance(golden[f"dt/{case}/mask"])
+        got = transform(golden[f"dt/{case}/mask"])
         np.testing.assert_allclose(got, golden[f"dt/{case}/value"], atol=2e-5)
 
 

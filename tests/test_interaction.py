@@ -14,6 +14,9 @@ from seem_jax.kernels.resize import upsample
 from seem_jax.types import VisualPrompts
 from tests.goldens import arrays, cases
 
+first_clicks = jax.jit(interaction.first_clicks)
+next_clicks = jax.jit(interaction.next_clicks)
+
 
 def pixels(points, valid, height: int, width: int) -> np.ndarray:
     """bool [H, W] of the valid points of one prompt."""
@@ -41,7 +44,7 @@ def test_upsampling_is_bilinear_resizing():
 def test_official_first_clicks():
     golden, stored = cases("clicks_seem")["first_click"]["point"], arrays("clicks_seem")
     truth = stored["first/gt"][None]
-    points, positive, valid, prompted = jax.jit(interaction.first_clicks)(truth)
+    points, positive, valid, prompted = first_clicks(truth)
     assert bool(positive.all())
     for p, want in enumerate(golden["per_mask"]):
         drawn = pixels(points[0, p], valid[0, p], *truth.shape[-2:])
@@ -62,12 +65,11 @@ def test_official_clicks_replayed(name):
     truth = np.zeros((1, num, height, width), bool)
     truth[0, :, :rows, :columns] = stored[f"{name}/gt_model_size"]
     logits = stored[f"{name}/logits"].astype(np.float32)
-    step = jax.jit(interaction.next_clicks)
-    click = jax.jit(interaction.first_clicks)(truth)
+    click = first_clicks(truth)
     calls = golden["prompt_added_before_call"]
     for call, wanted in enumerate(calls):
         if call:
-            click = step(logits[call - 1], truth, click[3])
+            click = next_clicks(logits[call - 1], truth, click[3])
         points, positive, valid, _ = click
         for p, want in enumerate(wanted):
             drawn = pixels(points[0, p], valid[0, p], height, width)
@@ -87,11 +89,11 @@ def test_official_clicks_replayed(name):
 def test_a_click_at_the_corner_is_clipped_and_a_prompt_without_truth_gets_none():
     truth = np.zeros((1, 2, 32, 32), bool)
     truth[0, 0, 0, 0] = True
-    points, _, valid, prompted = interaction.first_clicks(truth)
+    points, _, valid, prompted = first_clicks(truth)
     assert valid[0].sum(-1).tolist() == [4, 0]
     assert np.asarray(prompted[0, 0]).sum() == 4
     everywhere = np.ones((1, 2, 8, 8), np.float32)
-    _, _, valid, _ = interaction.next_clicks(everywhere, truth, prompted)
+    _, _, valid, _ = next_clicks(everywhere, truth, prompted)
     assert not valid[0, 1].any()
 
 
@@ -100,12 +102,12 @@ def test_a_pixel_is_prompted_once_per_sign():
     truth[0, 0, 4:12, 4:12] = True
     prompted = np.full((1, 1, 16, 16), interaction.POSITIVE)
     nothing = np.full((1, 1, 4, 4), -1.0, np.float32)
-    _, positive, valid, _ = interaction.next_clicks(nothing, truth, prompted)
+    _, positive, valid, _ = next_clicks(nothing, truth, prompted)
     # All missing pixels are prompted: equal counts are "negative", and pixel (0, 0) is the choice.
     assert not positive.any()
     assert valid.sum() == 4  # new as "not this", though known as "this object"
     both = np.full((1, 1, 16, 16), interaction.POSITIVE | interaction.NEGATIVE)
-    assert not interaction.next_clicks(nothing, truth, both)[2].any()
+    assert not next_clicks(nothing, truth, both)[2].any()
 
 
 def test_no_click_from_the_stop_iou_on():
@@ -114,8 +116,8 @@ def test_no_click_from_the_stop_iou_on():
     good = np.where(np.arange(4) < 2, 9.0, -9.0).astype(np.float32)
     logits = np.broadcast_to(good, (1, 1, 4, 4))
     prompted = np.zeros(truth.shape, np.uint8)
-    assert not interaction.next_clicks(logits, truth, prompted)[2].any()
-    assert interaction.next_clicks(logits, truth, prompted, stop_iou=1.1)[2].any()
+    assert not next_clicks(logits, truth, prompted)[2].any()
+    assert next_clicks(logits, truth, prompted, stop_iou=1.1)[2].any()
 
 
 def test_appended_clicks_are_what_the_prompts_mark():
@@ -126,10 +128,10 @@ def test_appended_clicks_are_what_the_prompts_mark():
 
     @jax.jit
     def session(prompts, truth):
-        points, positive, valid, prompted = interaction.first_clicks(truth)
+        points, positive, valid, prompted = first_clicks(truth)
         prompts = interaction.append_points(prompts, points, positive, valid, 5)
         wrong = jnp.where(truth[..., ::4, ::4], -1.0, 1.0)
-        points, positive, valid, prompted = interaction.next_clicks(wrong, truth, prompted)
+        points, positive, valid, prompted = next_clicks(wrong, truth, prompted)
         offset = jnp.int32(5 + 27)
         return interaction.append_points(prompts, points, positive, valid, offset), prompted
 
@@ -156,7 +158,7 @@ def test_points_return_to_their_pixels(size):
 
 def test_logits_of_another_size_are_refused():
     with pytest.raises(ValueError, match="whole factor"):
-        interaction.next_clicks(
+        next_clicks(
             np.zeros((1, 1, 5, 5), np.float32),
             np.zeros((1, 1, 16, 16), bool),
             np.zeros((1, 1, 16, 16), np.uint8),

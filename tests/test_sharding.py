@@ -12,6 +12,7 @@ from seem_jax.training.step import make_train_step, vocabulary
 from tests.fakes import NUM_THINGS, class_token_ids, fake_batch, tiny_config
 
 BATCH = 8
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # compile
 
 
 def two_steps(mesh_config, devices):
@@ -27,7 +28,7 @@ def two_steps(mesh_config, devices):
     step = make_train_step(model, config, mesh, NUM_THINGS)
     seen = []
     with sharding.use(mesh):
-        compiled = step.lower(state, batch, names).compile()
+        compiled = step.lower(state, batch, names).compile(QUICK)
         for _ in range(2):
             state, metrics = compiled(state, batch, names)
             seen.append({name: float(value) for name, value in metrics.items()})

@@ -63,7 +63,9 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
         def loss(trainable: dict):
-            params = {**trainable, **state.frozen}
+            params = sharding.gather(
+                {**trainable, **state.frozen}, {**shardings.trainable, **shardings.frozen}
+            )
             return loss_and_metrics(model, config, mesh, num_things, params, batch, names, key)
 
         (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.trainable)
