@@ -21,6 +21,8 @@ def get_config() -> Config:
     config.data.referring_unseen_eval = ""
     config.data.interactive_eval = "coco_panoptic:val"
     config.data.tokenizer = "data/coco/records/tokenizer.model"
+    config.data.max_objects = 60  # segments an image; further ones, smallest first, are counted
+    config.data.max_phrase_tokens = 32
     config.data.phrase_prompt_probability = 0.25
     config.num_steps = 366_000  # 50 epochs of 117 k images at batch 16
     config.checkpoint_every = 2000

@@ -26,7 +26,7 @@ COLORS = {  # RGB; far from each other and from the ground colours
     "white": (252, 252, 252),
 }
 TEXTURES = ("plain", "striped", "dotted")
-SIZES = {"small": (7.2, 9.0), "large": (13.0, 17.5)}  # range of the radius at REFERENCE_SIZE
+SIZES = {"small": (10.0, 12.0), "large": (16.5, 20.0)}  # range of the radius at REFERENCE_SIZE
 STUFF = ("sky", "grass", "water", "sand", "brick")
 
 # Never drawn together in train, val and the videos: naming them tests composition.
@@ -40,7 +40,7 @@ HELD_OUT = {
     "pink": "arrow",
     "white": "cross",
 }
-MIN_VISIBLE = 0.5  # share of a thing that stays visible when the scene is composed
+MIN_VISIBLE = 0.6  # share of a thing that stays visible when the scene is composed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +148,7 @@ def sample_scene(rng: np.random.Generator, size: int, unseen: bool = False) -> S
     """
     while True:
         ground = _sample_ground(rng, size)
-        things = _sample_things(rng, size, int(rng.integers(2, 7)), unseen)
+        things = _sample_things(rng, size, int(rng.integers(2, 6)), unseen)
         scene = Scene(size, ground, things)
         areas = np.bincount(index_map(scene).ravel(), minlength=len(ground.classes) + 1)
         if len(things) >= 2 and areas[1 : len(ground.classes) + 1].min() >= 0.04 * size**2:

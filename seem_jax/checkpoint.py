@@ -212,7 +212,10 @@ def restore_params(workdir: str | Path, step: int | None = None) -> tuple[dict, 
 def saved_config(path: Path) -> Config:
     """The configuration inside the folder of one checkpoint."""
     meta = json.loads((path / "meta" / "metadata").read_text())
-    return config_lib.from_json(json.dumps(meta["config"]))
+    try:
+        return config_lib.from_json(json.dumps(meta["config"]))
+    except ValueError as error:
+        raise ValueError(f"the configuration in {path / 'meta'} cannot be read: {error}") from error
 
 
 def problem(path: Path) -> str | None:

@@ -51,6 +51,8 @@ class TextConfig:
     projection: int = 512  # width V of the text space
     pooling: str = "end"
     causal: bool = True
+    logit_scale: float = 1.0  # start of the learned log temperature of names (officially 1)
+    token_deviation: float = 0.02  # of the token embeddings at the start
 
 
 @dataclasses.dataclass

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
@@ -171,11 +171,13 @@ class Loop:
                     self.ledger.compilations = counter.count
                     self._log(step, progress)
                 if save:
-                    checkpoints.save(step, state.trainable, state.opt_state, self.data.batches)
+                    with counter.paused():  # Orbax slices what several devices hold alike
+                        checkpoints.save(step, state.trainable, state.opt_state, self.data.batches)
                 if last or stopped:
                     return state
                 if config.evaluation.every and step % config.evaluation.every == 0:
-                    started += self._evaluate(step, state, counter)
+                    with counter.paused():
+                        started += self._evaluate(step, state)
                     progress.restart()
                 checkpoints.poll()
                 batch = self._next(progress)
@@ -205,13 +207,12 @@ class Loop:
         self.ledger.write()
         _say(progress_line(step, self.config.num_steps, values))
 
-    def _evaluate(self, step: int, state: states.TrainState, counter: CompileCounter) -> float:
-        """Seconds of an evaluation in between; what it compiles is not the training step's."""
-        begin, compiled = time.perf_counter(), counter.count
+    def _evaluate(self, step: int, state: states.TrainState) -> float:
+        """Seconds that an evaluation in between took."""
+        begin = time.perf_counter()
         folder = Path(self.config.workdir) / "evaluations" / str(step)
         numbers = self.scoring.run(evaluation_params(state, self.mesh), workdir=folder)
         self.writer.scalars(step, {f"evaluation/{name}": n for name, n in numbers.items()})
-        counter.count = compiled
         return time.perf_counter() - begin
 
 
@@ -376,6 +377,8 @@ def main(argv: list[str]) -> int:
         raise app.UsageError(
             f"unknown arguments {argv[1:]}; values are given as --config.FIELD=VALUE"
         )
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # Orbax reports every file otherwise
     if COORDINATOR.value:
         jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     elif DISTRIBUTED.value:

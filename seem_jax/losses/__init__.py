@@ -278,8 +278,9 @@ def _mask_losses(
     def layer(args):
         key, embedding, slot, candidates, rest = args
         embedding = jnp.take_along_axis(embedding, jnp.maximum(slot, 0)[..., None], axis=1)
-        points = masks.uncertain_points(key, embedding, mask_features, config, candidates, rest)
-        losses = masks.matched_losses(embedding, mask_features, planes, branch.truth, points)
+        *losses, points = masks.matched_losses(
+            key, embedding, mask_features, planes, branch.truth, config, candidates, rest
+        )
         bce, dice = (jnp.where(slot >= 0, loss, 0.0).sum() / number for loss in losses)
         return {"bce": bce, "dice": dice}, points
 

@@ -31,52 +31,50 @@ def dice(logits: Array, truth: Array) -> Array:
 
 
 def matched_losses(
+    key: Array,
     embedding: Array,
     mask_features: Array,
     planes: Array,
     refs: MaskRefs,
-    points: Array,
-) -> tuple[Array, Array]:
-    """(cross-entropy, Dice) of each matched mask, float32 [B, M], at its own points [B, M, K, 2].
+    config: LossConfig,
+    candidates: Array | None = None,
+    rest: Array | None = None,
+) -> tuple[Array, Array, Array]:
+    """(cross-entropy, Dice) of each matched mask, float32 [B, M], and where they were read.
 
-    embedding [B, M, D] are the mask embeddings of the matched slots, mask_features [B, h, w, D].
-    Only the points are kept for the gradient; the stride-4 logits are computed again.
+    embedding [B, M, D] are the mask embeddings of the matched slots, mask_features [B, h, w, D]. The
+    points are float32 [B, M, K, 2]; candidates and rest replace draws, see `uncertain_points`. The
+    stride-4 logits are computed once, and kept neither for the choice nor for the gradient.
     """
+    logits = stride4_logits(embedding, mask_features)
+    points = uncertain_points(key, jax.lax.stop_gradient(logits), config, candidates, rest)
     truth = sample_masks(planes, refs, points)  # [B, M, K]
-
-    @jax.checkpoint
-    def losses(embedding, mask_features, points, truth):
-        logits = read_maps(stride4_logits(embedding, mask_features), points)  # [B, M, K]
-        return bce(logits, truth), dice(logits, truth)
-
-    return losses(embedding, mask_features, points, truth)
+    read = read_maps(logits, points)
+    return bce(read, truth), dice(read, truth), points
 
 
 def uncertain_points(
     key: Array,
-    embedding: Array,
-    mask_features: Array,
+    logits: Array,
     config: LossConfig,
     candidates: Array | None = None,
     rest: Array | None = None,
 ) -> Array:
-    """float32 [B, M, K, 2], points at which to read each mask's loss; no gradient passes.
+    """float32 [B, M, K, 2], points at which to read each mask's loss, from its logits [B, M, h, w].
 
     Of oversample * K uniform candidates, the share `importance` of K with the smallest |logit|, and
     uniform ones for the rest. candidates [B, M, oversample * K, 2] and rest [B, M, K - share, 2]
     replace the draws. Official get_uncertain_point_coords_with_randomness (point_features.py).
     """
     num_uncertain = int(config.importance * config.num_points)
-    lead = embedding.shape[:2]
+    lead = logits.shape[:2]
     for_candidates, for_rest = jax.random.split(key)
     if candidates is None:
         num_candidates = int(config.num_points * config.oversample)
         candidates = jax.random.uniform(for_candidates, (*lead, num_candidates, 2))
     if rest is None:
         rest = jax.random.uniform(for_rest, (*lead, config.num_points - num_uncertain, 2))
-    embedding, mask_features = jax.lax.stop_gradient((embedding, mask_features))
-    logits = read_maps(stride4_logits(embedding, mask_features), candidates)
-    _, chosen = jax.lax.top_k(-jnp.abs(logits), num_uncertain)  # [B, M, share]
+    _, chosen = jax.lax.top_k(-jnp.abs(read_maps(logits, candidates)), num_uncertain)
     certain_not = jnp.take_along_axis(candidates, chosen[..., None], axis=2)
     return jnp.concatenate([certain_not, rest], axis=2)
 
@@ -88,6 +86,28 @@ def stride4_logits(embedding: Array, mask_features: Array) -> Array:
     )
 
 
+@jax.custom_vjp
 def read_maps(maps: Array, points: Array) -> Array:
-    """[B, M, K], each of the maps [B, M, h, w] read at its own points [B, M, K, 2]."""
+    """[B, M, K], each of the maps [B, M, h, w] read at its own points [B, M, K, 2].
+
+    Linear in the maps, so the gradient keeps the points only; none passes to the points.
+    """
+    return _read(maps, points)
+
+
+def _read(maps, points):
     return jax.vmap(lambda m, p: sample(m[..., None], p)[..., 0])(maps, points)
+
+
+def _read_forward(maps, points):
+    return _read(maps, points), (jnp.zeros((0, *maps.shape[1:]), maps.dtype), points)
+
+
+def _read_backward(kept, gradient):
+    like, points = kept
+    maps = jnp.zeros((len(points), *like.shape[1:]), like.dtype)
+    _, back = jax.vjp(lambda maps: _read(maps, points), maps)
+    return back(gradient)[0], jnp.zeros_like(points)
+
+
+read_maps.defvjp(_read_forward, _read_backward)

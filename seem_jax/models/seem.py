@@ -20,6 +20,7 @@ from seem_jax.models.decoder.decoder import Decoder
 from seem_jax.models.language.text_encoder import TextEncoder, pool
 from seem_jax.models.pixel_decoders import pixel_decoder
 from seem_jax.models.prompts.text import text_tokens
+from seem_jax.nn.blocks import fan_in_normal
 from seem_jax.types import (
     Features,
     Memory,
@@ -50,10 +51,11 @@ class SEEM(nn.Module):
         self.pixel_decoder = pixel_decoder(config.pixel_decoder, dtype)
         self.text = TextEncoder(config.text, dtype)
         self.decoder = Decoder(config.decoder, config.text.projection, config.attention, dtype)
-        init = nn.with_logical_partitioning(nn.initializers.truncated_normal(0.02), ("embed", None))
+        init = nn.with_logical_partitioning(fan_in_normal, ("embed", None))
         shape = (config.text.width, config.text.projection)
         self.text_projection = self.param("text_projection", init, shape)
-        self.logit_scale = self.param("logit_scale", nn.initializers.ones_init(), ())
+        scale = nn.initializers.constant(config.text.logit_scale)
+        self.logit_scale = self.param("logit_scale", scale, ())
 
     def encode_image(self, images, drop_path_key=None) -> Features:
         """Features of images [B, H, W, 3], RGB 0 to 255 (uint8 or float); H, W multiples of 32.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -23,7 +25,7 @@ class Totals:
     total_seconds: float = 0.0  # from the start of the process on
     peak_bytes: int = 0  # largest resident memory of the process, worker processes not counted
     peak_device_bytes: int = 0  # largest use of an accelerator's memory; 0 on CPU
-    compilations_after_first_step: int = 0
+    compilations_after_first_step: int = 0  # not those of saving and of evaluation, see train.py
     starts: int = 0
 
 
@@ -80,6 +82,13 @@ class CompileCounter:
         trace: TracebackType | None,
     ) -> None:
         jax.monitoring.unregister_event_duration_listener(self._record)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, nothing counts."""
+        count = self.count
+        yield
+        self.count = count
 
     def _record(self, event: str, duration: float, **_: object) -> None:
         self.count += event == COMPILED

@@ -18,7 +18,7 @@ from seem_jax.models.decoder.rules import Group, self_attention_reads
 from seem_jax.models.decoder.slots import default_query_index, offsets, spread_memory
 from seem_jax.models.prompts.visual import read_points
 from seem_jax.nn.attention import Attention
-from seem_jax.nn.blocks import MLP, LayerNorm
+from seem_jax.nn.blocks import MLP, LayerNorm, fan_in_normal
 from seem_jax.nn.positions import sine_positions
 from seem_jax.types import (
     Features,
@@ -81,14 +81,13 @@ class Decoder(nn.Module):
             init = nn.with_logical_partitioning(nn.initializers.normal(1.0), (None, "embed"))
             return self.param(name, init, (rows, width))
 
-        small = nn.initializers.truncated_normal(0.02)
         self.query_features = table("query_features", config.num_object_queries)
         self.query_positions = table("query_positions", config.num_object_queries)
         self.level_embedding = table("level_embedding", NUM_LEVELS)
         self.memory_features = table("memory_features", config.num_memory)
         self.memory_positions = table("memory_positions", config.num_memory)
         self.sign_embedding = table("sign_embedding", 2)
-        square = nn.with_logical_partitioning(small, ("embed", None))
+        square = nn.with_logical_partitioning(fan_in_normal, ("embed", None))
         self.point_projections = [
             self.param(f"point_projection_{level}", square, (width, width))
             for level in range(NUM_LEVELS)

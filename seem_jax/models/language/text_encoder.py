@@ -37,7 +37,8 @@ class TextEncoder(nn.Module):
                 f"sentences of {length} tokens; expected at most "
                 f"text.context_length = {config.context_length}: cut them when tokenising."
             )
-        init = nn.with_logical_partitioning(truncated_normal, ("vocab", "embed"))
+        init = nn.initializers.normal(config.token_deviation)
+        init = nn.with_logical_partitioning(init, ("vocab", "embed"))
         table = self.param("token_embedding", init, (config.vocab_size, config.width))
         init = nn.with_logical_partitioning(truncated_normal, (None, "embed"))
         places = self.param("position_embedding", init, (config.context_length, config.width))

@@ -1,0 +1,268 @@
+"""What a configuration costs: python -m seem_jax.benchmark --suite=operations --config=configs/focalt.py
+
+Suite `operations` compiles the parts at full size without running them, and prints a flat dictionary:
+operations in GFLOP (2 per multiply-add) by the compiler's cost analysis, and the bytes of its
+temporaries. That analysis counts the body of a loop once: the matrix products and convolutions of
+every further turn of a loop of known length are added here, from the traced program. Simulated rounds
+are counted by themselves and taken `ROUNDS` times, the mean of 0 to max_rounds = 5.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from ml_collections import config_flags
+
+from seem_jax import config as config_lib
+from seem_jax import interaction, sharding
+from seem_jax.config import Config, DataConfig
+from seem_jax.models.seem import build, class_logits, mask_logits, remember
+from seem_jax.training import state as states
+from seem_jax.training.step import Vocabulary, make_train_step
+from seem_jax.types import Batch, MaskRefs, Memory, Objects, Phrases, VisualPrompts
+
+CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+SUITE = flags.DEFINE_list("suite", ["operations"], "What to measure; at present: operations.")
+JSON = flags.DEFINE_string("json", None, "File to write the figures to.")
+
+ROUNDS = 2.5
+CLICK_POINTS = (64, 1024)  # drawn points of an interactive session, few and as many as officially
+NUM_CLASSES = 134  # COCO panoptic and "no object"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    flop: float
+    temp_bytes: int
+
+
+def operations(config: Config) -> dict[str, float]:
+    """GFLOP and temporary bytes of one image at config.data.image_size, part by part."""
+    config = copy.deepcopy(config)
+    config.data.batch_size = 1
+    config.mesh = config_lib.MeshConfig(1, 1, 1)
+    model, data, width = build(config.model), config.data, config.model.decoder.width
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+    params = jax.tree.map(_shape, states.merge(states.abstract(model, config, mesh)))
+    images = jax.ShapeDtypeStruct((1, data.image_size, data.image_size, 3), np.uint8)
+
+    def encode(params, images):
+        return model.apply({"params": params}, images, method="encode_image")
+
+    def decode(params, features, table):
+        objects = model.apply({"params": params}, features, method="decode").object
+        names = class_logits(objects.class_embedding, table, params["logit_scale"])
+        return names, mask_logits(objects.mask_embedding, features)
+
+    def click(params, features, prompts, memory):
+        variables, number = {"params": params}, memory.valid.shape[1]
+        visual = model.apply(variables, features, prompts, number, method="encode_prompts")
+        outputs = model.apply(
+            variables, features, None, visual, memory, objects=False, method="decode"
+        )
+        memory = remember(outputs, visual)
+        return memory, mask_logits(memory.mask_embedding, features)
+
+    features = jax.eval_shape(encode, params, images)
+    table = jax.ShapeDtypeStruct((NUM_CLASSES, config.model.text.projection), np.float32)
+    figures: dict[str, float] = {}
+
+    def put(name: str, cost: Cost) -> None:
+        figures[f"{name}/gflop"] = cost.flop / 1e9
+        figures[f"{name}/temp_bytes"] = cost.temp_bytes
+
+    put("encode", measure(encode, params, images))
+    put("decode", measure(decode, params, features, table))
+    for points in CLICK_POINTS:
+        memory = _memory(features, 1, width)
+        put(f"click_{points}", measure(click, params, features, _prompts(points), memory))
+    figures["click/gflop"] = figures[f"click_{max(CLICK_POINTS)}/gflop"]
+    figures["click/temp_bytes"] = figures[f"click_{max(CLICK_POINTS)}/temp_bytes"]
+
+    # A round of training: all prompts of an image, and the clicks that follow.
+    def one_round(params, features, prompts, memory, truth, prompted):
+        memory, logits = click(params, features, prompts, memory)
+        return memory, interaction.next_clicks(logits, truth, prompted)
+
+    number = data.max_prompts
+    points = data.max_points + config.max_rounds * number * interaction.POINTS_PER_CLICK
+    area = (1, number, data.image_size, data.image_size)
+    round_cost = measure(
+        one_round,
+        params,
+        features,
+        _prompts(points),
+        _memory(features, number, width),
+        jax.ShapeDtypeStruct(area, bool),
+        jax.ShapeDtypeStruct(area, np.uint8),
+    )
+    put("round", round_cost)
+    config.max_rounds = 0
+    step = make_train_step(model, config, mesh, num_things=80)
+    with sharding.use(mesh):
+        base = measure(
+            step, states.abstract(model, config, mesh), _batch(data), _vocabulary(config)
+        )
+    put("train_step_without_rounds", base)
+    figures["train_step/gflop_per_image"] = (base.flop + ROUNDS * round_cost.flop) / 1e9
+    figures["train_step/temp_bytes"] = base.temp_bytes
+    return figures
+
+
+def measure(function: Callable, *arguments) -> Cost:
+    """Compiles a function for abstract arguments; see the top of this file for what is counted."""
+    jitted = function if hasattr(function, "lower") else jax.jit(function)
+    compiled = jitted.lower(*arguments).compile()
+    repeated = loop_flop(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return Cost(
+        flop=compiled.cost_analysis()["flops"] + repeated,
+        temp_bytes=compiled.memory_analysis().temp_size_in_bytes,
+    )
+
+
+def loop_flop(jaxpr) -> float:
+    """Operations of matrix products and convolutions in all turns of loops but the first."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        for inner in _inner(equation):
+            total += loop_flop(inner)
+            if equation.primitive.name == "scan":
+                total += (equation.params["length"] - 1) * (product_flop(inner))
+    return total
+
+
+def product_flop(jaxpr) -> float:
+    """Operations of the matrix products and convolutions of a traced program, loops unrolled once."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        if name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            depth = math.prod(shape[axis] for axis in contracted)
+            total += 2.0 * depth * math.prod(equation.outvars[0].aval.shape)
+        elif name == "conv_general_dilated":
+            kernel, out = equation.invars[1].aval, equation.outvars[0].aval
+            channels = equation.params["dimension_numbers"].rhs_spec[0]
+            per_output = math.prod(kernel.shape) // kernel.shape[channels]
+            total += 2.0 * per_output * math.prod(out.shape)
+        total += sum(product_flop(inner) for inner in _inner(equation))
+    return total
+
+
+def _inner(equation) -> list:
+    """The programs inside an equation: bodies of loops, branches, calls."""
+    found = []
+    for value in equation.params.values():
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            item = getattr(item, "jaxpr", item)
+            if hasattr(item, "eqns"):
+                found.append(item)
+    return found
+
+
+def _shape(leaf):
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
+def _prompts(points: int) -> VisualPrompts:
+    return VisualPrompts(
+        points=jax.ShapeDtypeStruct((1, points, 2), np.float32),
+        prompt=jax.ShapeDtypeStruct((1, points), np.int32),
+        positive=jax.ShapeDtypeStruct((1, points), bool),
+        valid=jax.ShapeDtypeStruct((1, points), bool),
+    )
+
+
+def _memory(features, number: int, width: int) -> Memory:
+    return Memory(
+        mask_embedding=jax.ShapeDtypeStruct((1, number, width), features.mask.dtype),
+        valid=jax.ShapeDtypeStruct((1, number), bool),
+    )
+
+
+def _batch(data: DataConfig) -> Batch:
+    """The shapes of a training batch of one image."""
+
+    def array(dtype, *shape):
+        return jax.ShapeDtypeStruct((1, *shape), dtype)
+
+    def refs(number):
+        return MaskRefs(
+            plane=array(np.int32, number),
+            select=array(np.uint8, number),
+            value=array(np.uint8, number),
+            valid=array(bool, number),
+        )
+
+    size, phrases, tokens = data.image_size, data.max_phrases, data.max_phrase_tokens
+    return Batch(
+        sample_id=array(np.int32),
+        image=array(np.uint8, size, size, 3),
+        image_size=array(np.int32, 2),
+        planes=array(np.uint8, data.num_planes, size, size),
+        objects=Objects(masks=refs(data.max_objects), label=array(np.int32, data.max_objects)),
+        phrases=Phrases(
+            token_ids=array(np.int32, phrases, tokens),
+            token_valid=array(bool, phrases, tokens),
+            masks=refs(phrases),
+            group=array(np.int32, phrases),
+            is_class=array(bool),
+            prompt=array(np.int32, phrases),
+        ),
+        strokes=_prompts(data.max_points),
+        prompt_masks=refs(data.max_prompts),
+    )
+
+
+def _vocabulary(config: Config) -> Vocabulary:
+    """The shapes of the class names, in one template; encoded beforehand where text is frozen."""
+    shape = (NUM_CLASSES, 1, config.data.max_phrase_tokens)
+    sentences = None
+    if "text" in config.optimizer.frozen:
+        sentences = jax.ShapeDtypeStruct((*shape[:2], config.model.text.projection), jnp.float32)
+    return Vocabulary(
+        token_ids=jax.ShapeDtypeStruct(shape, np.int32),
+        token_valid=jax.ShapeDtypeStruct(shape, bool),
+        sentences=sentences,
+    )
+
+
+SUITES = {"operations": operations}
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
+    config = CONFIG.value
+    config_lib.validate(config)
+    unknown = sorted(set(SUITE.value) - set(SUITES))
+    if unknown:
+        raise app.UsageError(f"--suite={','.join(unknown)}: choose from {sorted(SUITES)}.")
+    figures: dict[str, float] = {}
+    for name in SUITE.value:
+        begin = time.perf_counter()
+        figures |= SUITES[name](config)
+        print(f"suite {name} of {config.name} took {time.perf_counter() - begin:.0f} s", flush=True)
+    for name, value in figures.items():
+        print(f"  {name:40s} {value:16,.2f}")
+    if JSON.value:
+        target = Path(JSON.value)
+        aside = target.with_name(target.name + ".tmp")
+        aside.write_text(json.dumps(figures, indent=2) + "\n")
+        aside.replace(target)
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    app.run(main)
