@@ -40,6 +40,7 @@ HELD_OUT = {
     "pink": "arrow",
     "white": "cross",
 }
+TILT = 0.35  # largest turn of a thing in radians; some shapes would be others upside down
 MIN_VISIBLE = 0.6  # share of a thing that stays visible when the scene is composed
 
 
@@ -217,7 +218,7 @@ def _sample_thing(
         x=float(x),
         y=float(y),
         radius=radius,
-        angle=float(rng.uniform(0, 2 * np.pi)),
+        angle=float(rng.uniform(-TILT, TILT)),
         stretch=float(rng.uniform(0.9, 1.1)),
         shade=tuple(int(value) for value in rng.integers(-10, 11, 3)),
     )
