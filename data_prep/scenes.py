@@ -26,7 +26,7 @@ COLORS = {  # RGB; far from each other and from the ground colours
     "white": (252, 252, 252),
 }
 TEXTURES = ("plain", "striped", "dotted")
-SIZES = {"small": (10.0, 12.0), "large": (16.5, 20.0)}  # range of the radius at REFERENCE_SIZE
+SIZES = {"small": (12.0, 13.5), "large": (18.0, 21.0)}  # range of the radius at REFERENCE_SIZE
 STUFF = ("sky", "grass", "water", "sand", "brick")
 
 # Never drawn together in train, val and the videos: naming them tests composition.
@@ -40,7 +40,8 @@ HELD_OUT = {
     "pink": "arrow",
     "white": "cross",
 }
-TILT = 0.35  # largest turn of a thing in radians; some shapes would be others upside down
+PATTERN, RIM = 0.65, 0.15  # brightness of stripes and dots, and of the rim, as shares of the colour
+TILT = 0.2  # largest turn of a thing in radians; some shapes would be others upside down
 MIN_VISIBLE = 0.6  # share of a thing that stays visible when the scene is composed
 
 
@@ -300,13 +301,13 @@ def _paint(canvas: np.ndarray, index: np.ndarray, number: int, thing: Thing, siz
         dark = (along % 5.0) < 2.2
     elif thing.texture == "dotted":
         dark = (along % 5.0 - 2.5) ** 2 + (across % 5.0 - 2.5) ** 2 < 1.6**2
-    values = np.where(dark[:, None], (color * 0.3)[None, :], color[None, :])
+    values = np.where(dark[:, None], (color * PATTERN)[None, :], color[None, :])
     canvas[rows, columns] = values.astype(np.uint8)
     # A darker rim, so that overlapping things of one colour can be told apart.
     rim = np.zeros(index.shape, np.uint8)
-    cv2.polylines(rim, _outlines(thing, SUPERSAMPLING), True, 1, thickness=2, shift=4)
+    cv2.polylines(rim, _outlines(thing, SUPERSAMPLING), True, 1, thickness=4, shift=4)
     on_rim = rim[rows, columns] > 0
-    canvas[rows[on_rim], columns[on_rim]] = (color * 0.45).astype(np.uint8)
+    canvas[rows[on_rim], columns[on_rim]] = (color * RIM).astype(np.uint8)
 
 
 @functools.cache

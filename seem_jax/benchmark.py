@@ -21,17 +21,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
-from ml_collections import config_flags
 
 from seem_jax import config as config_lib
 from seem_jax import interaction, sharding
 from seem_jax.config import Config, DataConfig
+from seem_jax.config_flag import CONFIG
 from seem_jax.models.seem import build, class_logits, mask_logits, remember
 from seem_jax.training import state as states
 from seem_jax.training.step import Vocabulary, make_train_step
 from seem_jax.types import Batch, MaskRefs, Memory, Objects, Phrases, VisualPrompts
 
-CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 SUITE = flags.DEFINE_list("suite", ["operations"], "What to measure; at present: operations.")
 JSON = flags.DEFINE_string("json", None, "File to write the figures to.")
 

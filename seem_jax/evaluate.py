@@ -15,14 +15,13 @@ import sys
 
 import jax
 from absl import app, flags
-from ml_collections import config_flags
 
 from seem_jax import checkpoint
 from seem_jax.config import Config, validate
+from seem_jax.config_flag import CONFIG
 from seem_jax.evaluation import evaluator, report
 from seem_jax.models.seem import build
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "data and evaluation to use instead")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "work folder of a training run", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "folder for the results", required=True)
 STEP = flags.DEFINE_integer("step", None, "step of the checkpoint; the newest good one if absent")

@@ -24,12 +24,12 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 from jax.sharding import Mesh
-from ml_collections import config_flags
 
 from seem_jax import config as config_lib
 from seem_jax import sharding
 from seem_jax.checkpoint import Checkpoints
 from seem_jax.config import Config
+from seem_jax.config_flag import CONFIG
 from seem_jax.data import catalog, pipeline
 from seem_jax.evaluation import evaluator, report
 from seem_jax.models.language import class_names
@@ -43,7 +43,6 @@ from seem_jax.types import Batch
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, start the same command again
 
-CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; overrides config.workdir.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes; find the others.")
 COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")

@@ -23,7 +23,16 @@ MAY_IMPORT = {
     "training": {"models", "losses", "interaction", "sharding", "kernels", *BASE},
     "predictor": {"models", "postprocess", "interaction", "checkpoint", "image", *BASE},
 }
-ANYTHING = {"train", "evaluate", "predict", "benchmark", "convert", "demo", "evaluation"}
+ANYTHING = {
+    "train",
+    "evaluate",
+    "predict",
+    "benchmark",
+    "config_flag",
+    "convert",
+    "demo",
+    "evaluation",
+}
 
 
 def part(path: Path) -> str:

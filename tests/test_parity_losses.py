@@ -8,14 +8,12 @@ import pytest
 
 from seem_jax import losses
 from seem_jax.config import LossConfig
-from seem_jax.losses.text import normalise
 from seem_jax.models.seem import mask_logits, remember, text_tokens
 from seem_jax.types import Batch, MaskRefs, Objects, Phrases
 from tests.parity_support import golden, recipe
 from tests.test_parity_decoder import (
     check,
     class_table,
-    focal_t,
     model_and_features,  # noqa: F401 - a fixture
     prompts_from_masks,
 )
