@@ -76,18 +76,18 @@ def get_config() -> Config:
         num_points=384,
         dense_class=10.0,
     )
-    config.num_steps = 3600
+    config.num_steps = 4500
     config.optimizer = OptimizerConfig(
         learning_rate=2e-3,
         schedule="cosine",
-        warmup_steps=144,  # 4%
+        warmup_steps=180,  # 4%
         clip_norm=1.0,
         beta2=0.98,
         backbone_multiplier=1.0,
         text_multiplier=0.5,
         frozen=(),
     )
-    config.evaluation = EvaluationConfig(batch_size=8)
+    config.evaluation = EvaluationConfig(batch_size=8, object_threshold=0.2)
     config.max_rounds = 5
     config.log_every = 50
     config.checkpoint_every = 500
