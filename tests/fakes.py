@@ -25,7 +25,6 @@ from seem_jax.config import (
 from seem_jax.types import Batch, MaskRefs, Objects, Phrases, VisualPrompts
 
 NUM_CLASSES = 7  # of `class_token_ids`; the last one is "no object"
-NUM_THINGS = 4
 NUM_TEMPLATES = 2
 
 
@@ -64,7 +63,7 @@ def tiny_config() -> Config:
             phrase_prompt_probability=0.5,
             batch_size=2,
         ),
-        loss=LossConfig(num_points=64, dense_class=1.0),
+        loss=LossConfig(num_points=64, region_class=1.0, region_phrase=1.0),
         optimizer=OptimizerConfig(
             learning_rate=1e-3, schedule="cosine", warmup_steps=2, clip_norm=1.0, frozen=()
         ),

@@ -15,10 +15,12 @@ from seem_jax.kernels.point_sample import sample
 from seem_jax.losses import PointDraws
 from seem_jax.losses.text import normalise, phrase_logits
 from seem_jax.types import Features, Outputs, SlotOutputs, VisualTokens
-from tests.fakes import NUM_CLASSES, NUM_THINGS, fake_batch, tiny_config
+from tests.fakes import NUM_CLASSES, fake_batch, tiny_config
 
 LAYERS, IMAGES, WIDTH, PER_PROMPT = 2, 2, 32, 3
-CONFIG = LossConfig(num_points=16, dense_class=1.0, cost_class=3.0, text_dice=0.7)
+CONFIG = LossConfig(
+    num_points=16, region_class=1.5, region_phrase=0.7, cost_class=3.0, text_dice=0.7
+)
 NUM_CANDIDATES, NUM_UNCERTAIN = 48, 12
 SCALE = jnp.float32(2.0)
 RELATIVE = 2e-4
@@ -64,7 +66,11 @@ def make_case(seed=0):
         prompt_valid=jnp.asarray(batch.prompt_masks.valid),
     )
     features = Features(
-        mask=normal(IMAGES, 16, 16, WIDTH), levels=(), mask_levels=(), keys=(), values=()
+        mask=normal(IMAGES, 16, 16, WIDTH),
+        levels=tuple(normal(IMAGES, side, side, WIDTH) for side in (4, 8, 16)),
+        mask_levels=(),
+        keys=(),
+        values=(),
     )
     points = {}
     for name, size in sizes.items():
@@ -91,7 +97,6 @@ def run(outputs, visual, features, batch, table, phrases, draws):
         key,
         draws,
         None,
-        NUM_THINGS,
     )
 
 
@@ -239,21 +244,31 @@ def test_branch_has_the_matching_and_losses_of_its_definition(case, result, name
     np.testing.assert_allclose(got, want, rtol=RELATIVE)
 
 
-def test_dense_loss_is_the_weighted_cross_entropy_of_labelled_pixels(case, result):
-    _, _, features, batch, table, _, _ = jax.tree.map(np.asarray, case)
-    total = weights = 0.0
-    for b in range(IMAGES):
-        for row in range(16):
-            for column in range(16):
-                segment = batch.planes[b, 0, 4 * row + 2, 4 * column + 2]
-                if segment == 0:  # in these batches segment m + 1 of plane 0 is object m
-                    continue
-                label = batch.objects.label[b, segment - 1]
-                said = np.exp(SCALE) * unit(features.mask[b, row, column]) @ table[:-1].T
-                weight = CONFIG.dense_thing_weight if label < NUM_THINGS else 1.0
-                total -= weight * np.log(softmax(said))[label]
-                weights += weight
-    np.testing.assert_allclose(result.values["dense/class"], [total / weights], rtol=RELATIVE)
+def region_mean(features, batch, b, segment):
+    """Mean feature of a segment read at the centres of the cells, or None where it has none."""
+    step = 64 // len(features[b])
+    inside = batch.planes[b, 0, step // 2 :: step, step // 2 :: step] == segment + 1
+    return features[b][inside].mean(0) if inside.any() else None
+
+
+def test_region_losses_name_the_mean_feature_of_each_segment(case, result):
+    _, _, features, batch, table, phrases, _ = jax.tree.map(np.asarray, case)
+    for number, maps in enumerate((features.mask, *features.levels[1:])):
+        of_class, of_phrase = [], []
+        for b in range(IMAGES):
+            count = int(batch.objects.masks.valid[b].sum())
+            means = [region_mean(maps, batch, b, segment) for segment in range(count)]
+            seen = [segment for segment in range(count) if means[segment] is not None]
+            for segment in seen:
+                said = np.exp(SCALE) * unit(means[segment]) @ table[:-1].T
+                of_class.append(-np.log(softmax(said))[batch.objects.label[b, segment]])
+            for phrase in np.flatnonzero(batch.phrases.masks.valid[b]):  # of object `phrase`
+                near = [unit(means[segment]) @ unit(phrases[b, phrase]) for segment in seen]
+                named = -np.log(softmax(np.exp(SCALE) * np.array(near)))
+                of_phrase += [named[seen.index(phrase)]] if phrase in seen else []
+        for name, want in (("class", of_class), ("phrase", of_phrase)):
+            got = result.values[f"region/{name}"][number]
+            np.testing.assert_allclose(got, np.mean(want), rtol=RELATIVE, err_msg=name)
 
 
 # ------------------------------------------------------------------ what must not change it
@@ -333,7 +348,6 @@ def whole(outputs, visual, features, batch, table, phrases, key, mesh=None):
             CONFIG,
             key,
             mesh=mesh,
-            num_things=NUM_THINGS,
         )
 
     return jax.value_and_grad(loss, argnums=(0, 1, 2, 3, 4), has_aux=True)(
@@ -348,16 +362,17 @@ def test_total_is_the_weighted_sum_over_layers_of_metrics_that_are_means(case):
     refs = (batch.objects.masks, batch.phrases.masks, batch.prompt_masks)
     np.testing.assert_array_equal(counted, [r.valid.sum() for r in refs])
     branches = [f"{n}/{t}" for n in ("object", "text", "visual") for t in ("class", "bce", "dice")]
-    assert set(metrics) == {*branches, "dense/class"}
-    want = CONFIG.dense_class * metrics["dense/class"]
+    assert set(metrics) == {*branches, "region/class", "region/phrase"}
+    want = 3 * CONFIG.region_class * metrics["region/class"]  # of three maps
+    want += 3 * CONFIG.region_phrase * metrics["region/phrase"]
     for name in branches:
         want += LAYERS * getattr(CONFIG, name.replace("/", "_")) * metrics[name]
     np.testing.assert_allclose(loss, want, rtol=1e-5)
     visual_names = gradients[0].visual.class_embedding  # visual slots are not asked for names
-    assert not np.any(visual_names)
+    coarsest = gradients[1].levels[0]  # too few pixels for the losses of segments
     for leaf in jax.tree.leaves(gradients):
         assert np.all(np.isfinite(leaf))
-        assert leaf.shape == visual_names.shape or np.any(leaf != 0)
+        assert np.any(leaf) != any(leaf is unused for unused in (visual_names, coarsest))
 
 
 def test_random_points_follow_the_key(case):
@@ -422,11 +437,10 @@ def test_without_deep_supervision_only_the_last_layer_counts(case, result):
     *inputs, draws = case
     config = LossConfig(**{**vars(CONFIG), "deep_supervision": False})
     last = jax.tree.map(lambda x: x[-1:], draws)
-    got = jax.jit(
-        lambda: losses.terms(*inputs, SCALE, config, jax.random.key(0), last, None, NUM_THINGS)
-    )()
+    got = jax.jit(lambda: losses.terms(*inputs, SCALE, config, jax.random.key(0), last, None))()
     for name, value in result.values.items():
-        np.testing.assert_allclose(got.values[name], value[-1:], rtol=1e-6, err_msg=name)
+        want = value if name.startswith("region/") else value[-1:]  # those are of maps, not layers
+        np.testing.assert_allclose(got.values[name], want, rtol=1e-6, err_msg=name)
 
 
 def test_predictions_in_bfloat16_give_losses_in_float32(case):
@@ -440,7 +454,7 @@ def test_predictions_in_bfloat16_give_losses_in_float32(case):
 
 def test_groups_that_are_absent_have_no_terms(case):
     outputs, visual, features, batch, table, phrases, draws = case
-    config = LossConfig(**{**vars(CONFIG), "dense_class": 0.0})
+    config = LossConfig(**{**vars(CONFIG), "region_class": 0.0, "region_phrase": 0.0})
     only_text = Outputs(object=None, text=outputs.text, visual=None, visual_choice=None)
     got = jax.eval_shape(
         lambda: losses.terms(
@@ -477,7 +491,7 @@ def test_normalise_has_a_finite_gradient_at_zero():
 
 def test_a_class_table_of_another_width_is_refused(case):
     features, batch = case[2], case[3]
-    with pytest.raises(ValueError, match=r"width 32 .* width 8.*dense_class"):
-        losses.dense.class_loss(
-            features.mask, batch.planes, batch.objects, np.zeros((7, 8)), SCALE, 4, 5.0
+    with pytest.raises(ValueError, match=r"width 32 .* width 8.*region_class"):
+        losses.regions.class_loss(
+            features.mask, batch.planes, batch.objects, np.zeros((7, 8)), SCALE
         )

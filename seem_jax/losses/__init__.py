@@ -1,4 +1,4 @@
-"""The training loss: object, text and visual slots after every layer, and a dense auxiliary loss.
+"""The training loss: object, text and visual slots after every layer, and losses of true segments.
 
 Layers run from the prediction before the first decoder layer (0) to the final one (-1); the official
 names count backwards from the final one: ``loss_mask_ce_<L - 1 - layer>``.
@@ -19,7 +19,7 @@ from seem_jax.config import LossConfig
 from seem_jax.kernels.mask_planes import dense as dense_masks
 from seem_jax.kernels.mask_planes import sample_masks
 from seem_jax.kernels.point_sample import sample
-from seem_jax.losses import dense, masks, matcher, object, text, visual
+from seem_jax.losses import masks, matcher, object, regions, text, visual
 from seem_jax.types import Array, Batch, Features, MaskRefs, Outputs, VisualTokens
 
 
@@ -46,7 +46,7 @@ class PointDraws:
 class Terms:
     """The unweighted losses of each layer, and the choices behind them."""
 
-    values: dict[str, Array]  # "object/class" and so on -> float32 [L]; "dense/class" -> [1]
+    values: dict[str, Array]  # "object/class" and so on -> float32 [L]; "region/*" -> [3 maps]
     matched: dict[str, Array]  # "object", "text", "visual" -> int32 [L, B, targets], slot or -1
     points: dict[str, Array]  # float32 [L, B, targets, K, 2], where the mask losses were read
 
@@ -63,13 +63,12 @@ def total_loss(
     key: Array,
     draws: PointDraws | None = None,
     mesh: Mesh | None = None,
-    num_things: int = 0,
 ) -> tuple[Array, dict[str, Array]]:
     """(weighted loss, metrics): the sum over terms and layers, and each term's unweighted layer mean.
 
     table is float32 [C, V], normalised, the last row "no object"; phrase_embedding [B, G, V]. Groups
     of slots that `outputs` lacks have no terms. All means are over the whole batch, however it is
-    split over the mesh. num_things is read by the dense loss only.
+    split over the mesh.
     """
     result = terms(
         outputs,
@@ -83,11 +82,7 @@ def total_loss(
         key,
         draws,
         mesh,
-        num_things,
     )
-    loss = jnp.float32(0)
-    for name, value in result.values.items():
-        loss += getattr(config, name.replace("/", "_")) * value.sum()
     metrics = {name: value.mean() for name, value in result.values.items()}
     counts = {
         "num_objects": batch.objects.masks.valid,
@@ -95,7 +90,7 @@ def total_loss(
         "num_prompts": batch.prompt_masks.valid,
     }
     metrics |= {name: valid.sum(dtype=jnp.float32) for name, valid in counts.items()}
-    return loss, metrics
+    return weighted(result.values, config), metrics
 
 
 def terms(
@@ -110,7 +105,6 @@ def terms(
     key: Array,
     draws: PointDraws | None = None,
     mesh: Mesh | None = None,
-    num_things: int = 0,
 ) -> Terms:
     """Every term before weighting, per layer (the final one only, without deep supervision).
 
@@ -138,17 +132,39 @@ def terms(
             getattr(draws, f"rest_{name}"),
         )
         values |= {f"{name}/{kind}": value for kind, value in mask_losses.items()}
-    if config.dense_class > 0:
-        values["dense/class"] = dense.class_loss(
-            features.mask,
-            batch.planes,
-            batch.objects,
-            table,
-            logit_scale,
-            num_things,
-            config.dense_thing_weight,
-        )[None]
+    values |= region_terms(features, batch, table, phrase_embedding, logit_scale, config)
     return Terms(values=values, matched=matched, points=points)
+
+
+def region_terms(
+    features: Features,
+    batch: Batch,
+    table: Array,
+    phrase_embedding: Array,
+    logit_scale: Array,
+    config: LossConfig,
+) -> dict[str, Array]:
+    """The auxiliary terms that have a weight, unweighted, [3 maps]; they need the encoders only."""
+    maps = (features.mask, *features.levels[1:])  # on the coarsest, small segments have no pixel
+    segments, values = (batch.planes, batch.objects), {}
+    if config.region_class > 0:
+        values["region/class"] = jnp.stack(
+            [regions.class_loss(x, *segments, table, logit_scale) for x in maps]
+        )
+    if config.region_phrase > 0:
+        named = (batch.phrases, phrase_embedding, logit_scale)
+        values["region/phrase"] = jnp.stack(
+            [regions.phrase_loss(x, *segments, *named) for x in maps]
+        )
+    return values
+
+
+def weighted(values: dict[str, Array], config: LossConfig) -> Array:
+    """The sum over terms and their layers (or maps), each by the weight of its name."""
+    return sum(
+        (getattr(config, name.replace("/", "_")) * value.sum() for name, value in values.items()),
+        start=jnp.float32(0),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

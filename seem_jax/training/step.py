@@ -17,12 +17,21 @@ from jax.sharding import Mesh
 from seem_jax import interaction, sharding
 from seem_jax.config import Config, DecoderConfig
 from seem_jax.kernels import mask_planes
-from seem_jax.losses import total_loss
+from seem_jax.losses import region_terms, total_loss, weighted
 from seem_jax.losses.text import normalise
 from seem_jax.models.seem import SEEM, mask_logits, remember, text_tokens
 from seem_jax.training import optimizer
 from seem_jax.training.state import TrainState, abstract
-from seem_jax.types import Array, Batch, Features, Memory, TextTokens, VisualPrompts
+from seem_jax.types import (
+    Array,
+    Batch,
+    Features,
+    Memory,
+    Outputs,
+    TextTokens,
+    VisualPrompts,
+    VisualTokens,
+)
 
 
 @struct.dataclass
@@ -47,7 +56,7 @@ def vocabulary(
 
 
 def make_train_step(
-    model: SEEM, config: Config, mesh: Mesh, num_things: int
+    model: SEEM, config: Config, mesh: Mesh
 ) -> Callable[[TrainState, Batch, Vocabulary], tuple[TrainState, dict[str, Array]]]:
     """step(state, batch, vocabulary) -> (state, metrics), jitted; the state given is used up.
 
@@ -66,7 +75,7 @@ def make_train_step(
             params = sharding.gather(
                 {**trainable, **state.frozen}, {**shardings.trainable, **shardings.frozen}
             )
-            return loss_and_metrics(model, config, mesh, num_things, params, batch, names, key)
+            return loss_and_metrics(model, config, mesh, params, batch, names, state.step, key)
 
         (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.trainable)
         # Left alone, XLA chooses other shardings for gradients than those of the parameters.
@@ -96,23 +105,76 @@ def loss_and_metrics(
     model: SEEM,
     config: Config,
     mesh: Mesh | None,
-    num_things: int,
     params: dict,
     batch: Batch,
     names: Vocabulary,
+    number: Array,
     key: Array,
 ) -> tuple[Array, dict[str, Array]]:
-    """(loss, metrics) of a batch by the official recipe; pure, so tests may differentiate it."""
+    """(loss, metrics) of a batch in step `number`; pure, so tests may differentiate it.
+
+    The official recipe, after `config.encoder_steps` steps in which the encoders alone learn from
+    the auxiliary losses; the terms of the decoder are 0 in those.
+    """
     keys = jax.random.split(key, 6)
     batch = jax.tree.map(jnp.asarray, batch)
-    num_prompts = batch.prompt_masks.valid.shape[1]
-    variables = {"params": params}
-    features = model.apply(variables, batch.image, keys[0], method="encode_image")
+    features = model.apply({"params": params}, batch.image, keys[0], method="encode_image")
     table = class_table(model, params, names, keys[1])
+    if not config.loss.names_train_text:
+        table = jax.lax.stop_gradient(table)
     text, phrase_embedding = encode_phrases(model, params, batch)
-    prompts, memory, num_rounds = simulate_rounds(model, params, features, batch, config, keys[2])
+
+    def whole(params, features, table, text, phrase_embedding):
+        outputs, visual, num_rounds = _answers(
+            model, params, features, text, batch, config, keys[2], keys[3]
+        )
+        loss, metrics = total_loss(
+            outputs,
+            visual,
+            features,
+            batch,
+            table,
+            phrase_embedding,
+            params["logit_scale"],
+            config.loss,
+            keys[4],
+            mesh=mesh,
+        )
+        return loss, {**metrics, "num_rounds": num_rounds.astype(jnp.float32)}
+
+    inputs = (params, features, table, text, phrase_embedding)
+    if config.encoder_steps == 0:
+        return whole(*inputs)
+
+    def encoders(params, features, table, text, phrase_embedding):
+        values = region_terms(
+            features, batch, table, phrase_embedding, params["logit_scale"], config.loss
+        )
+        _, absent = jax.eval_shape(whole, *inputs)
+        metrics = {name: jnp.zeros(x.shape, x.dtype) for name, x in absent.items()}
+        metrics |= {name: value.mean() for name, value in values.items()}
+        return weighted(values, config.loss), metrics
+
+    return jax.lax.cond(number < config.encoder_steps, encoders, whole, *inputs)
+
+
+def _answers(
+    model: SEEM,
+    params: dict,
+    features: Features,
+    text: TextTokens,
+    batch: Batch,
+    config: Config,
+    for_rounds: Array,
+    for_slots: Array,
+) -> tuple[Outputs, VisualTokens, Array]:
+    """(outputs of all layers, visual tokens, number of rounds): the rounds, then the last pass."""
+    variables, num_prompts = {"params": params}, batch.prompt_masks.valid.shape[1]
+    prompts, memory, num_rounds = simulate_rounds(
+        model, params, features, batch, config, for_rounds
+    )
     visual = model.apply(variables, features, prompts, num_prompts, method="encode_prompts")
-    query_index, memory_index = draw_slots(keys[3], memory.valid, config.model.decoder)
+    query_index, memory_index = draw_slots(for_slots, memory.valid, config.model.decoder)
     outputs = model.apply(
         variables,
         features,
@@ -124,20 +186,7 @@ def loss_and_metrics(
         memory_index=memory_index,
         method="decode",
     )
-    loss, metrics = total_loss(
-        outputs,
-        visual,
-        features,
-        batch,
-        table,
-        phrase_embedding,
-        params["logit_scale"],
-        config.loss,
-        keys[4],
-        mesh=mesh,
-        num_things=num_things,
-    )
-    return loss, {**metrics, "num_rounds": num_rounds.astype(jnp.float32)}
+    return outputs, visual, num_rounds
 
 
 def class_table(model: SEEM, params: dict, names: Vocabulary, key: Array) -> Array:
