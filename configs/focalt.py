@@ -15,7 +15,10 @@ def get_config() -> Config:
 
     config.model.decoder.rules = "composed"  # a click may help a phrase; "official" for parity
     config.data.root = "data/coco/records"
-    config.data.train = ("coco_panoptic:train",)
+    # COCO panoptic with the masks of LVIS and the sentences of RefCOCOg, without the images of
+    # RefCOCOg's validation split: what data_prep/lvis.py writes.
+    config.data.train = ("coco_lvis:train",)
+    config.data.num_planes = 3  # up to 16 masks that overlap others, phrases among them
     config.data.panoptic_eval = "coco_panoptic:val"
     config.data.referring_eval = "refcocog:val"
     config.data.referring_unseen_eval = ""

@@ -15,9 +15,11 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from pycocotools import mask as coco_mask
 
-from data_prep.writer import Classes
+from data_prep.writer import Classes, MissingInputError
+from seem_jax.data.schema import run_pixels
 
 JPEG_END = b"\xff\xd9"
+ORIENTATION = 0x0112  # the EXIF tag
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Object:
 def load_json(path: Path, lists: Sequence[str]) -> dict[str, Any]:
     """The JSON object in a file. Raises ValueError unless each name in `lists` holds a list."""
     if not path.is_file():
-        raise ValueError(f"{path} does not exist; see --help for the layout that --input needs.")
+        raise MissingInputError(f"{path} does not exist.")
     try:
         value = json.loads(path.read_bytes())
     except ValueError as error:
@@ -109,6 +111,12 @@ def rle_counts(item: Object, height: int, width: int) -> bytes:
             raise ValueError(
                 f"{item.where}: 'segmentation' has no polygon of three corners or more."
             )
+        for polygon in polygons:
+            if len(polygon) % 2 or not np.isfinite(np.asarray(polygon, np.float64)).all():
+                raise ValueError(
+                    f"{item.where}: 'segmentation' has a polygon of {len(polygon)} numbers; "
+                    "expected pairs of finite x, y."
+                )
         return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))["counts"]
     if list(segmentation.get("size", ())) != [height, width]:
         raise ValueError(
@@ -116,21 +124,35 @@ def rle_counts(item: Object, height: int, width: int) -> bytes:
             f"the image [{height}, {width}]."
         )
     counts = field(segmentation, "counts", (str, list), item.where)
-    if isinstance(counts, str):
-        return counts.encode()
-    return coco_mask.frPyObjects(segmentation, height, width)["counts"]
+    if isinstance(counts, list):
+        if sum(counts) != height * width or min(counts, default=0) < 0:
+            raise ValueError(
+                f"{item.where}: 'counts' covers {sum(counts)} pixels, the image {height * width}."
+            )
+        return coco_mask.frPyObjects(segmentation, height, width)["counts"]
+    if run_pixels(counts.encode()) != height * width:
+        raise ValueError(
+            f"{item.where}: 'counts' covers {run_pixels(counts.encode())} pixels, "
+            f"the image {height * width}; the code is damaged."
+        )
+    return counts.encode()
+
+
+def image_header(path: Path) -> tuple[int, int]:
+    """(height, width) of an image file."""
+    return _open_image(path)[1]
+
+
+def image_orientation(path: Path) -> int:
+    """The EXIF orientation of an image file, 1 for none."""
+    _open_image(path)  # for its errors
+    with Image.open(path) as image:
+        return int(image.getexif().get(ORIENTATION, 1))
 
 
 def read_image(path: Path, height: int, width: int) -> bytes:
     """The bytes of an image file, whose size must be as annotated."""
-    if not path.is_file():
-        raise ValueError(f"image {path} does not exist, but an annotation file names it.")
-    data = path.read_bytes()
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            size, kind = (image.height, image.width), image.format
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path} ({len(data)} bytes) is no readable image.") from error
+    data, size, kind = _open_image(path)
     if size != (height, width):
         raise ValueError(
             f"{path} is {size[0]} x {size[1]} pixels, annotated as {height} x {width}."
@@ -138,6 +160,17 @@ def read_image(path: Path, height: int, width: int) -> bytes:
     if kind == "JPEG" and JPEG_END not in data[-4096:]:
         raise ValueError(f"{path} ({len(data)} bytes) is truncated: a JPEG without its end.")
     return data
+
+
+def _open_image(path: Path) -> tuple[bytes, tuple[int, int], str | None]:
+    if not path.is_file():
+        raise ValueError(f"image {path} does not exist, but an annotation file names it.")
+    data = path.read_bytes()
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return data, (image.height, image.width), image.format
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{path} ({len(data)} bytes) is no readable image.") from error
 
 
 def encode_index(index: np.ndarray) -> bytes:

@@ -2,17 +2,26 @@
 
     python -m data_prep.coco --input data/coco --output data/coco/records --splits train val
 
-Reads below --input: `<split>2017/*.jpg`, `panoptic_<split>2017/*.png`,
-`annotations/panoptic_<split>2017.json` and, where present, `annotations/instances_<split>2017.json`
-(objects that may overlap). With --referring, the sentences of the split are joined by `ann_id`, and
-images with sentences of a --held_out split are left out, as in the official training files.
+Reads below --input:
+    <split>2017/*.jpg
+    panoptic_<split>2017/*.png
+    annotations/panoptic_<split>2017.json
+    annotations/instances_<split>2017.json   where present: objects that may overlap
+    annotations/captions_<split>2017.json    where present
+The year may be absent in all names. --referring names folders in REFER layout, whose sentences are
+joined by `ann_id`; without it, RefCOCOg is looked for in or beside --input. As in the official
+training files, images with sentences of a --held_out split of RefCOCOg (UMD: val) are left out, and
+those of --exclude. data_prep/lvis.py is the
+same with finer masks.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
+import functools
+import json
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,42 +31,31 @@ import numpy as np
 from data_prep.annotations import (
     Object,
     class_of,
-    encode_index,
     field,
     load_json,
     read_classes,
-    read_image,
     read_objects,
-    rle_counts,
 )
-from data_prep.refcoco import Ref, join, read_refs, referred_objects
-from data_prep.writer import Classes, Plan, message_only, write_dataset
-from seem_jax.data.schema import Record
+from data_prep.items import Item, Map, Ref, Segment, make_record
+from data_prep.lvis_masks import LVISMask, read_lvis, with_lvis_masks
+from data_prep.refcoco import OWNERS, find_refer, read_refs, referred_objects
+from data_prep.writer import (
+    Classes,
+    Plan,
+    chosen_splits,
+    converter_parser,
+    message_only,
+    write_dataset,
+)
 
 YEAR = "2017"  # the only year with panoptic annotations
 
 
-@dataclasses.dataclass(frozen=True)
-class Segment:
-    """One entry of `segments_info`."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PanopticItem(Item):
+    """An item whose map is a panoptic PNG."""
 
-    id: int
-    category: int  # contiguous
-    crowd: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Item:
-    """What one record is made of."""
-
-    image_id: int
-    image_path: Path = dataclasses.field(repr=False)  # see writer.Plan
-    png_path: Path = dataclasses.field(repr=False)
-    height: int
-    width: int
-    segments: tuple[Segment, ...]
-    objects: tuple[Object, ...]
-    refs: tuple[Ref, ...]
+    lvis: tuple[LVISMask, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,38 +67,38 @@ class Referring:
     held_out: tuple[str, ...] = ("val",)
 
 
-def make_record(item: Item) -> Record:
-    """The record of one image with its segments, objects and sentences."""
-    texts, numbers = join(item.refs, item.objects)
-    return Record(
-        image_id=item.image_id,
-        file_name=item.image_path.name,
-        image=read_image(item.image_path, item.height, item.width),
-        height=item.height,
-        width=item.width,
-        segment_map=encode_index(read_panoptic_png(item)),
-        segment_id=[segment.id for segment in item.segments],
-        segment_category=[segment.category for segment in item.segments],
-        segment_crowd=[segment.crowd for segment in item.segments],
-        object_rle=[rle_counts(entry, item.height, item.width) for entry in item.objects],
-        object_category=[entry.category for entry in item.objects],
-        phrase_text=texts,
-        phrase_object=numbers,
-    )
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """The files of one split, with or without the year in their names."""
+
+    source: Path
+    split: str
+
+    def path(self, start: str, end: str = "") -> Path:
+        """`<start><split>2017<end>`, or without the year where only that exists."""
+        named = self.source / f"{start}{self.split}{YEAR}{end}"
+        plain = self.source / f"{start}{self.split}{end}"
+        return plain if plain.exists() and not named.exists() else named
 
 
-def read_panoptic_png(item: Item) -> np.ndarray:
+def read_panoptic_map(item: PanopticItem, masks: Sequence[bytes]) -> Map:
+    """The map of the PNG, with the masks of LVIS where they fit."""
+    found = Map(read_panoptic_png(item), item.segments)
+    return with_lvis_masks(found, item.lvis) if item.lvis else found
+
+
+def read_panoptic_png(item: PanopticItem) -> np.ndarray:
     """int64 [H, W]: 0 void, i + 1 the segment i of the item.
 
     A PNG stores R + 256 G + 65536 B = id of the segment, 0 for void. Raises ValueError when PNG and
     `segments_info` do not name the same segments.
     """
-    bgr = cv2.imread(str(item.png_path), cv2.IMREAD_COLOR)
+    bgr = cv2.imread(str(item.map_path), cv2.IMREAD_COLOR)
     if bgr is None:
-        raise ValueError(f"{item.png_path} is missing or no readable PNG.")
+        raise ValueError(f"{item.map_path} is missing or no readable PNG.")
     if bgr.shape[:2] != (item.height, item.width):
         raise ValueError(
-            f"{item.png_path} is {bgr.shape[0]} x {bgr.shape[1]} pixels, "
+            f"{item.map_path} is {bgr.shape[0]} x {bgr.shape[1]} pixels, "
             f"annotated as {item.height} x {item.width}."
         )
     ids = bgr.astype(np.int64) @ np.array([65536, 256, 1])  # [H, W]
@@ -110,60 +108,72 @@ def read_panoptic_png(item: Item) -> np.ndarray:
     unseen = sorted(set(number) - set(found.tolist()) - {0})
     if unknown or unseen:
         raise ValueError(
-            f"{item.png_path}: ids {unknown} are not in segments_info of image {item.image_id}, "
+            f"{item.map_path}: ids {unknown} are not in segments_info of image {item.image_id}, "
             f"and ids {unseen} of segments_info are not in the PNG."
         )
     return np.array([number[int(identity)] for identity in found])[place].reshape(ids.shape)
 
 
-def plan_split(source: Path, split: str, referring: Referring | None) -> tuple[Plan, Classes]:
+def plan_split(
+    source: Path,
+    split: str,
+    referring: Sequence[Referring] = (),
+    exclude: frozenset[int] = frozenset(),
+    lvis: Sequence[Path] = (),
+) -> tuple[Plan, Classes]:
     """The records of one split, in the order of its annotation file."""
-    path = source / "annotations" / f"panoptic_{split}{YEAR}.json"
+    files = Files(source, split)
+    path = files.path("annotations/panoptic_", ".json")
     table = load_json(path, ("images", "annotations", "categories"))
     classes = read_classes(table["categories"], path)
-    instances = source / "annotations" / f"instances_{split}{YEAR}.json"
-    objects: dict[int, list[Object]] = {}
-    if instances.is_file():
-        rows = load_json(instances, ("annotations",))["annotations"]
-        objects = read_objects(rows, classes, instances)
-    refs, spare, left_out = _read_referring(referring, classes, split)
+    objects = _optional_objects(files.path("annotations/instances_", ".json"), classes)
+    captions = _captions(files.path("annotations/captions_", ".json"))
+    refs, left_out = _read_referring(referring, classes, split)
+    better = read_lvis(lvis) if lvis else {}
     images = {
         field(row, "id", int, f"{path}, image {number}"): row
         for number, row in enumerate(table["images"])
     }
     items = []
+    dropped = {"sentences of held-out splits": 0, "--exclude": 0}
     for number, annotation in enumerate(table["annotations"]):
         where = f"{path}, annotation {number}"
         image_id = field(annotation, "image_id", int, where)
         if image_id not in images:
             raise ValueError(f"{where}: image_id {image_id} is not among 'images'.")
-        if image_id in left_out:
+        if image_id in left_out or image_id in exclude:
+            reason = "sentences of held-out splits" if image_id in left_out else "--exclude"
+            dropped[reason] += 1
             continue
-        image, group = images[image_id], refs.get(image_id, [])
-        mine = list(objects.get(image_id, ()))
-        own = {entry.id for entry in mine}
-        if group:
-            there = referred_objects(group, spare, referring.directory / "instances.json")
-            mine += [entry for entry in there if entry.id not in own]
-        where = f"{path}, image id {image_id}"
+        image, where = images[image_id], f"{path}, image id {image_id}"
+        mine = {entry.id: entry for entry in objects.get(image_id, ())}
+        for group, spare, origin in refs.get(image_id, ()):
+            mine |= {
+                entry.id: entry
+                for entry in referred_objects(group, spare, origin)
+                if entry.id not in mine
+            }
+        file_name = field(image, "file_name", str, where)
         items.append(
-            Item(
+            PanopticItem(
                 image_id=image_id,
-                image_path=source / f"{split}{YEAR}" / field(image, "file_name", str, where),
-                png_path=source
-                / f"panoptic_{split}{YEAR}"
-                / field(annotation, "file_name", str, where),
+                file_name=Path(file_name).name,
+                image_path=files.path("") / file_name,
+                map_path=files.path("panoptic_") / field(annotation, "file_name", str, where),
                 height=field(image, "height", int, where),
                 width=field(image, "width", int, where),
                 segments=_segments(annotation, classes, where),
-                objects=tuple(mine),
-                refs=tuple(group),
+                objects=tuple(mine.values()),
+                refs=tuple(ref for group, _, _ in refs.get(image_id, ()) for ref in group),
+                captions=tuple(captions.get(image_id, ())),
+                lvis=tuple(better.get(image_id, ())),
             )
         )
-    dropped = len(table["annotations"]) - len(items)
-    if dropped:
-        print(f"{split}: {dropped} images left out, they have sentences of {referring.held_out}.")
-    return Plan(split, items, make_record), classes
+    for reason, count in dropped.items():
+        if count:
+            print(f"{split}: {count} images left out, because of {reason}.")
+    make = functools.partial(make_record, read_map=read_panoptic_map)
+    return Plan(split, items, make), classes
 
 
 def _segments(annotation: dict, classes: Classes, where: str) -> tuple[Segment, ...]:
@@ -182,23 +192,46 @@ def _segments(annotation: dict, classes: Classes, where: str) -> tuple[Segment, 
     )
 
 
+def _optional_objects(path: Path, classes: Classes) -> dict[int, list[Object]]:
+    if not path.is_file():
+        return {}
+    return read_objects(load_json(path, ("annotations",))["annotations"], classes, path)
+
+
+def _captions(path: Path) -> dict[int, list[str]]:
+    """The captions of each image, in file order; none without the file."""
+    captions = defaultdict(list)
+    if path.is_file():
+        for number, row in enumerate(load_json(path, ("annotations",))["annotations"]):
+            where = f"{path}, annotation {number}"
+            text = field(row, "caption", str, where).strip()
+            captions[field(row, "image_id", int, where)].append(text)
+    return dict(captions)
+
+
+Joined = tuple[list[Ref], dict[int, Object], Path]  # refs of an image, objects by id, their file
+
+
 def _read_referring(
-    referring: Referring | None, classes: Classes, split: str
-) -> tuple[dict[int, list[Ref]], dict[int, Object], set[int]]:
-    """Refs of the split by image, objects by annotation id, and the images to leave out."""
-    if referring is None:
-        return {}, {}, set()
-    path = referring.directory / "instances.json"
-    rows = load_json(path, ("annotations",))["annotations"]
-    objects = read_objects(rows, classes, path)
-    mine: dict[int, list[Ref]] = {}
+    referring: Sequence[Referring], classes: Classes, split: str
+) -> tuple[dict[int, list[Joined]], set[int]]:
+    """Refs of the split by image, and the images to leave out."""
+    joined: dict[int, list[Joined]] = defaultdict(list)
     left_out = set()
-    for ref in read_refs(referring.directory, referring.owner):
-        if ref.split == split:
-            mine.setdefault(ref.image_id, []).append(ref)
-        elif ref.split in referring.held_out:
-            left_out.add(ref.image_id)
-    return mine, {entry.id: entry for entries in objects.values() for entry in entries}, left_out
+    for one in referring:
+        path = one.directory / "instances.json"
+        rows = load_json(path, ("annotations",))["annotations"]
+        objects = read_objects(rows, classes, path)
+        known = {entry.id: entry for entries in objects.values() for entry in entries}
+        mine: dict[int, list[Ref]] = defaultdict(list)
+        for ref in read_refs(one.directory, one.owner):
+            if ref.split == split:
+                mine[ref.image_id].append(ref)
+            elif ref.split in one.held_out:
+                left_out.add(ref.image_id)
+        for image_id, group in mine.items():
+            joined[image_id].append((group, known, path))
+    return joined, left_out
 
 
 def convert(
@@ -207,12 +240,14 @@ def convert(
     name: str,
     splits: Sequence[str],
     processes: int,
-    referring: Referring | None = None,
+    referring: Sequence[Referring] = (),
+    exclude: frozenset[int] = frozenset(),
+    lvis: Sequence[Path] = (),
 ) -> None:
     """Converts some splits below `source` to `<root>/<name>`."""
     plans, classes = [], None
     for split in splits:
-        plan, found = plan_split(source, split, referring)
+        plan, found = plan_split(source, split, referring, exclude, lvis)
         if classes not in (None, found):
             raise ValueError(f"{source}: the splits {list(splits)} list different 'categories'.")
         plans.append(plan)
@@ -220,26 +255,72 @@ def convert(
     write_dataset(root, name, classes, plans, processes=processes)
 
 
+def find_splits(source: Path) -> list[str]:
+    """The splits that have a panoptic annotation file."""
+    names = sorted(path.stem for path in source.glob("annotations/panoptic_*.json"))
+    return [name.removeprefix("panoptic_").removesuffix(YEAR) for name in names]
+
+
+def read_exclude(value: str) -> frozenset[int]:
+    """Image ids: written out with commas, or in a file of numbers, a JSON list, or a JSON object in
+    COCO's manner, whose 'images' are meant."""
+    path = Path(value)
+    text = path.read_text() if path.is_file() else value
+    try:
+        parsed = json.loads(text) if text.lstrip().startswith(("[", "{")) else None
+        if isinstance(parsed, dict):
+            parsed = [field(row, "id", int, f"{path}, images") for row in parsed["images"]]
+        return frozenset(int(part) for part in parsed or text.replace(",", " ").split())
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"--exclude {value!r}: expected image ids or a file of them.") from error
+
+
+def referring_of(args: argparse.Namespace, splits: Sequence[str]) -> list[Referring]:
+    """The REFER folders of the command line, or RefCOCOg where it lies in or beside --input."""
+    folders = args.referring
+    if folders is None:
+        found = find_refer(args.input, "refcocog")
+        folders = [found] if found else []
+        if found:
+            print(f"Sentences are joined from {found}.")
+        elif "train" in splits and args.exclude is None:
+            print(
+                "warning: no refcocog/refs(umd).p in or beside --input and no --exclude: the images "
+                "of the RefCOCOg validation split, which are COCO training images, stay in train."
+            )
+    return [
+        Referring(
+            folder,
+            args.owner or OWNERS.get(folder.name, "umd"),
+            # Only RefCOCOg's validation images are left out officially.
+            tuple(args.held_out) if folder.name not in ("refcoco", "refcoco+") else (),
+        )
+        for folder in folders
+    ]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of this converter and of data_prep/lvis.py."""
+    parser.add_argument("--referring", type=Path, nargs="*", help="folders with refs(*).p")
+    parser.add_argument("--owner", help="umd, google or unc: the name in refs(*).p")
+    parser.add_argument("--held_out", nargs="*", default=["val"], help="splits of RefCOCOg")
+    parser.add_argument("--exclude", help="image ids, or a file of them, to leave out of train")
+
+
+def convert_arguments(args: argparse.Namespace, lvis: Sequence[Path] = ()) -> None:
+    """Converts what the command line asks for."""
+    splits = chosen_splits(args.splits, find_splits(args.input), args.input)
+    referring = referring_of(args, splits)
+    exclude = read_exclude(args.exclude) if args.exclude else frozenset()
+    convert(args.input, args.output, args.name, splits, args.processes, referring, exclude, lvis)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--input", type=Path, required=True, help="folder in COCO's layout")
-    parser.add_argument(
-        "--output", type=Path, required=True, help="folder of the converted data sets"
-    )
-    parser.add_argument("--name", default="coco_panoptic", help="name of the converted data set")
-    parser.add_argument("--splits", nargs="+", default=["train", "val"])
-    parser.add_argument("--referring", type=Path, help="folder with refs(*).p and instances.json")
-    parser.add_argument("--owner", default="umd", help="umd, google or unc: the name in refs(*).p")
-    parser.add_argument("--held_out", nargs="*", default=["val"], help="splits of --referring")
-    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser = converter_parser(__doc__, "coco_panoptic")
+    add_options(parser)
     args = parser.parse_args()
-    with message_only():
-        referring = None
-        if args.referring:
-            referring = Referring(args.referring, args.owner, tuple(args.held_out))
-        convert(args.input, args.output, args.name, args.splits, args.processes, referring)
+    with message_only(__doc__):
+        convert_arguments(args)
 
 
 if __name__ == "__main__":

@@ -3,41 +3,31 @@
     python -m data_prep.refcoco --input data/coco --referring data/refer/refcocog --owner umd \\
         --output data/coco/records --splits val test
 
-Reads `refs(<owner>).p` and `instances.json` below --referring and the images below --input (in any
-of its folders `*2017`, by image id). One record an image: its referred objects and sentences.
+Reads `refs(<owner>).p` and `instances.json` below --referring and the images below --input:
+`*2017/<image id>.jpg`, or `*2014/COCO_*2014_<image id>.jpg`. Without --referring, the folder of
+--dataset is looked for in or beside --input. One record an image: its referred objects and all
+their sentences. Owners: refcoco and refcoco+ unc; refcocog umd (images of its splits are disjoint)
+or google.
 """
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import os
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.annotations import (
-    Object,
-    field,
-    load_json,
-    read_classes,
-    read_image,
-    read_objects,
-    rle_counts,
+from data_prep.annotations import Object, field, load_json, read_classes, read_objects
+from data_prep.items import Item, Ref, make_record
+from data_prep.writer import (
+    MissingInputError,
+    Plan,
+    chosen_splits,
+    converter_parser,
+    message_only,
+    write_dataset,
 )
-from data_prep.writer import Plan, message_only, write_dataset
-from seem_jax.data.schema import Record
 
-
-@dataclasses.dataclass(frozen=True)
-class Ref:
-    """The sentences about one object, in file order."""
-
-    ref_id: int
-    ann_id: int
-    image_id: int
-    split: str
-    sentences: tuple[str, ...]  # the field `raw`, as officially used
+OWNERS = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}  # the usual one of each
 
 
 class PlainUnpickler(pickle.Unpickler):
@@ -88,47 +78,12 @@ def _ref(row: object, where: str) -> Ref:
     )
 
 
-def join(refs: Sequence[Ref], objects: Sequence[Object]) -> tuple[list[str], list[int]]:
-    """Sentences of an image in the order of the refs, and the number of the object each means."""
-    place = {item.id: number for number, item in enumerate(objects)}
-    texts = [(text, place[ref.ann_id]) for ref in refs for text in ref.sentences]
-    return [text for text, _ in texts], [number for _, number in texts]
-
-
 def referred_objects(refs: Sequence[Ref], known: dict[int, Object], path: Path) -> list[Object]:
     """The objects of some refs, each once, in the order of the refs."""
     for ref in refs:
         if ref.ann_id not in known:
             raise ValueError(f"{path} lacks the annotation {ref.ann_id} of ref_id {ref.ref_id}.")
     return [known[ann_id] for ann_id in dict.fromkeys(ref.ann_id for ref in refs)]
-
-
-@dataclasses.dataclass(frozen=True)
-class Item:
-    """What one record is made of."""
-
-    image_id: int
-    image_path: Path = dataclasses.field(repr=False)  # see writer.Plan
-    height: int
-    width: int
-    objects: tuple[Object, ...]
-    refs: tuple[Ref, ...]
-
-
-def make_record(item: Item) -> Record:
-    """The record of one image with its referred objects and sentences."""
-    texts, numbers = join(item.refs, item.objects)
-    return Record(
-        image_id=item.image_id,
-        file_name=item.image_path.name,
-        image=read_image(item.image_path, item.height, item.width),
-        height=item.height,
-        width=item.width,
-        object_rle=[rle_counts(entry, item.height, item.width) for entry in item.objects],
-        object_category=[entry.category for entry in item.objects],
-        phrase_text=texts,
-        phrase_object=numbers,
-    )
 
 
 def convert(
@@ -155,69 +110,70 @@ def convert(
         for number, row in enumerate(table["images"])
     }
     folders = sorted(
-        folder for folder in images.glob("*2017") if not folder.name.startswith("panoptic")
+        folder for folder in images.glob("*20*") if not folder.name.startswith("panoptic")
     )
+    there = list(dict.fromkeys(ref.split for ref in refs))
     plans = []
-    for split in splits:
+    for split in chosen_splits(splits, there, referring):
         by_image: dict[int, list[Ref]] = {}
         for ref in refs:
             if ref.split == split:
                 by_image.setdefault(ref.image_id, []).append(ref)
         if not by_image:
-            there = sorted({ref.split for ref in refs})
             raise ValueError(
-                f"refs({owner}).p in {referring} has the splits {there}, not {split!r}."
+                f"refs({owner}).p in {referring} has the splits {sorted(there)}, not {split!r}."
             )
         items = []
         for image_id, group in by_image.items():
             if image_id not in sizes:
                 raise ValueError(f"{path} lacks the image {image_id} of ref_id {group[0].ref_id}.")
+            image_path = _find_image(folders, image_id, images)
+            height, width = sizes[image_id]
             items.append(
                 Item(
-                    image_id,
-                    _find_image(folders, image_id, images),
-                    *sizes[image_id],
-                    tuple(referred_objects(group, known, path)),
-                    tuple(group),
+                    image_id=image_id,
+                    file_name=image_path.name,
+                    image_path=image_path,
+                    height=height,
+                    width=width,
+                    objects=tuple(referred_objects(group, known, path)),
+                    refs=tuple(group),
                 )
             )
         plans.append(Plan(split, items, make_record))
     write_dataset(root, name, classes, plans, processes=processes)
 
 
+def find_refer(images: Path, dataset: str) -> Path | None:
+    """The folder of a REFER data set in or beside the folder of the images."""
+    for parent in (images, images / "refer", images.parent, images.parent / "refer"):
+        if any((parent / dataset).glob("refs(*).p")):
+            return parent / dataset
+    return None
+
+
 def _find_image(folders: Sequence[Path], image_id: int, images: Path) -> Path:
     for folder in folders:
-        path = folder / f"{image_id:012d}.jpg"
-        if path.is_file():
-            return path
+        for name in (f"{image_id:012d}.jpg", f"COCO_{folder.name}_{image_id:012d}.jpg"):
+            if (folder / name).is_file():
+                return folder / name
     names = [folder.name for folder in folders]
-    raise ValueError(f"no image {image_id:012d}.jpg in the folders {names} of {images}.")
+    raise MissingInputError(f"no image {image_id:012d}.jpg in the folders {names} of {images}.")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--input", type=Path, required=True, help="COCO folder with the images")
-    parser.add_argument("--referring", type=Path, required=True, help="folder with refs(*).p")
-    parser.add_argument("--owner", default="umd", help="umd, google or unc: the name in refs(*).p")
-    parser.add_argument(
-        "--output", type=Path, required=True, help="folder of the converted data sets"
-    )
-    parser.add_argument("--name", default="refcocog", help="name of the converted data set")
-    parser.add_argument("--splits", nargs="+", default=["val"])
-    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser = converter_parser(__doc__, name="")
+    parser.add_argument("--dataset", choices=sorted(OWNERS), default="refcocog")
+    parser.add_argument("--referring", type=Path, help="folder with refs(*).p and instances.json")
+    parser.add_argument("--owner", help="umd, google or unc: the name in refs(*).p")
     args = parser.parse_args()
-    with message_only():
-        convert(
-            args.input,
-            args.referring,
-            args.owner,
-            args.output,
-            args.name,
-            args.splits,
-            args.processes,
-        )
+    with message_only(__doc__):
+        folder = args.referring or find_refer(args.input, args.dataset)
+        if folder is None:
+            raise MissingInputError(f"no {args.dataset}/refs(*).p in or beside {args.input}.")
+        owner = args.owner or OWNERS[args.dataset]
+        name = args.name or args.dataset.replace("+", "plus") + "_google" * (owner == "google")
+        convert(args.input, folder, owner, args.output, name, args.splits, args.processes)
 
 
 if __name__ == "__main__":

@@ -326,7 +326,7 @@ def convert_all(raw: Path, records: Path, processes: int) -> None:
     """Runs the converters of COCO, REFER and DAVIS, and trains the tokenizer."""
     referring = coco.Referring(raw / "refer" / "refcocog")
     name = "shapes_panoptic"
-    coco.convert(raw / "coco", records, name, CONVERTED[name], processes, referring)
+    coco.convert(raw / "coco", records, name, CONVERTED[name], processes, [referring])
     name = "shapes_referring"
     refcoco.convert(
         raw / "coco",

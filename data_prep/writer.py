@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
 import json
 import multiprocessing
+import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,11 @@ from seem_jax.data.catalog import VERSION
 from seem_jax.data.tfrecord import read_index, replacing, shard_paths, write_shard
 
 RECORDS_PER_SHARD = 2000
+PARENT_CHECK_SECONDS = 1.0
+
+
+class MissingInputError(ValueError):
+    """A file that the layout of --input needs is not there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +106,9 @@ def run(work: Callable[[Any], Any], jobs: Sequence[Any], processes: int) -> Iter
         return
     # "spawn", since forking a process that runs threads (JAX in the tests) may hang it.
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(
+        processes, mp_context=context, initializer=_end_with, initargs=(os.getpid(),)
+    ) as pool:
         futures = [pool.submit(work, job) for job in jobs]
         try:
             for future in concurrent.futures.as_completed(futures):
@@ -107,11 +118,52 @@ def run(work: Callable[[Any], Any], jobs: Sequence[Any], processes: int) -> Iter
             raise
 
 
+def _end_with(parent: int) -> None:
+    """Lets a process of the pool end when the program that started it, `parent`, is killed."""
+
+    def follow() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_CHECK_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True, name="follows its parent").start()
+
+
+def converter_parser(description: str, name: str) -> argparse.ArgumentParser:
+    """The options that all converters share. `name` is the default name of the converted data set."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--input", type=Path, required=True, help="folder in the layout above")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder of the converted data sets"
+    )
+    parser.add_argument("--name", default=name, help="name of the converted data set")
+    parser.add_argument(
+        "--splits", nargs="+", action="extend", type=str, help="default: all that are in --input"
+    )
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    return parser
+
+
+def chosen_splits(asked: Sequence[str] | None, found: Sequence[str], where: object) -> list[str]:
+    """The splits of --splits (separated by spaces or commas), or those that were found."""
+    splits = [split for text in asked or found for split in text.split(",") if split]
+    if not splits:
+        raise MissingInputError(f"{where} holds no split that can be converted.")
+    return list(dict.fromkeys(splits))
+
+
 @contextlib.contextmanager
-def message_only() -> Iterator[None]:
-    """Ends a program with the message of a ValueError or OSError, without its traceback."""
+def message_only(layout: str = "") -> Iterator[None]:
+    """Ends a program with the message of a ValueError or OSError, without its traceback.
+
+    `layout` is shown besides where a file of the input is missing.
+    """
     try:
         yield
+    except MissingInputError as error:
+        raise SystemExit(f"error: {error}\n\n{layout}".rstrip()) from error
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
 

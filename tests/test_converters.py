@@ -31,7 +31,7 @@ def records(tmp_path_factory) -> Path:
     """The real samples, converted."""
     root = tmp_path_factory.mktemp("records")
     refer = SAMPLES / "refer_ours" / "refcocog"
-    coco.convert(SAMPLES / "coco", root, "coco_panoptic", ["val"], 1, coco.Referring(refer))
+    coco.convert(SAMPLES / "coco", root, "coco_panoptic", ["val"], 1, [coco.Referring(refer)])
     refcoco.convert(SAMPLES / "coco", refer, "umd", root, "refcocog", ["val", "train"], 1)
     video = SAMPLES / "layouts_synthetic" / "DAVIS2017"
     davis.convert(video, root, "davis", ["val"], 1)
@@ -158,7 +158,7 @@ def test_a_missing_shard_or_a_wrong_count_is_refused(records, tmp_path):
     folder = tmp_path / "coco_panoptic" / "1.0.0"
     info = folder / "dataset_info.json"
     info.write_text(info.read_text().replace('"2"', '"3"'))
-    with pytest.raises(ValueError, match=r"hold \[3\] records; they hold \[2\]"):
+    with pytest.raises(ValueError, match=r"record 2 of .*holds 3 records; it holds 2"):
         open_split(tmp_path, "coco_panoptic:val")
     with pytest.raises(ValueError, match=r"has the splits \['val'\], not 'train'"):
         open_split(tmp_path, "coco_panoptic:train")
@@ -177,7 +177,7 @@ def test_images_of_held_out_sentences_stay_out_of_training(tmp_path, capsys):
     for name in ("panoptic_val2017.json", "instances_val2017.json"):
         (notes / name).rename(notes / name.replace("val", "train"))
     referring = coco.Referring(SAMPLES / "refer_ours" / "refcocog")
-    coco.convert(source, tmp_path / "out", "coco_panoptic", ["train"], 1, referring)
+    coco.convert(source, tmp_path / "out", "coco_panoptic", ["train"], 1, [referring])
     (record,) = read_all(tmp_path / "out", "coco_panoptic:train")
     assert record.image_id == 439180  # 39769 has sentences of val
     assert len(record.phrase_text) > 0

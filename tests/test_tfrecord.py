@@ -9,6 +9,7 @@ from pathlib import Path
 import grain
 import numpy as np
 import pytest
+from tensorflow_datasets.proto import tf_example_pb2
 
 from seem_jax.data import schema
 from seem_jax.data.catalog import open_split
@@ -116,6 +117,22 @@ def test_a_record_whose_lists_disagree_is_refused():
         schema.encode(record)
 
 
+def test_fields_that_few_sets_have_may_be_absent():
+    record = some_record()
+    record.segment_object, record.caption, record.ignore_rle = [1, -1], ["a street"], [b"04"]
+    assert schema.decode(schema.encode(record)) == record
+    example = tf_example_pb2.Example.FromString(schema.encode(some_record()))
+    for name in schema.MAY_LACK:
+        del example.features.feature[name]
+    assert schema.decode(example.SerializeToString()) == some_record()
+    record.segment_object = [2, -1]
+    with pytest.raises(ValueError, match="segment_object = 2, but there are 2 objects"):
+        schema.encode(record)
+    record.segment_object = [1]
+    with pytest.raises(ValueError, match="segment_object has 1 entries, segment_id has 2"):
+        schema.encode(record)
+
+
 def test_a_record_without_a_field_names_it():
     with pytest.raises(ValueError, match="lacks the field 'image_id'"):
         schema.decode(b"")
@@ -145,15 +162,22 @@ def test_no_flipped_bit_goes_unnoticed(shard, with_index):
 
 def test_no_truncation_goes_unnoticed(shard):
     good = shard.read_bytes()
-    whole_records = read_index(shard).sum(axis=1) + 4
-    for length in np.random.default_rng(2).integers(1, len(good), 60):
+    ends = read_index(shard).sum(axis=1) + 4
+    index = index_path(shard).read_bytes()
+    lengths = np.random.default_rng(2).integers(0, len(good), 60).tolist()
+    for length in [*lengths, 0, *ends[:-1].tolist()]:  # also between two records
         shard.write_bytes(good[:length])
-        if length in whole_records:  # a shorter shard; open_split compares the counts
-            assert len(read_all(shard)) < 10
-            continue
-        with pytest.raises(ValueError, match=r"record \d+ of .* cut off") as error:
+        index_path(shard).write_bytes(index)
+        hurt = int((ends <= length).sum())
+        with pytest.raises(ValueError, match=f"record {hurt} of .* cut off") as error:
             read_all(shard)
         assert str(shard) in str(error.value)
+        index_path(shard).unlink()
+        if length in (0, *ends):  # a shorter shard; open_split compares the counts
+            assert len(read_all(shard)) == hurt
+            continue
+        with pytest.raises(ValueError, match=f"record {hurt} of .* cut off"):
+            read_all(shard)
 
 
 def test_a_missing_or_damaged_index_is_rebuilt(shard):

@@ -13,10 +13,14 @@ VERSION = "1.0.0"
 
 MADE_BY = {  # start of a data set's name -> the command that makes it
     "shapes": "python -m data_prep.shapes --output data/shapes",
+    "coco_lvis": "python -m data_prep.lvis --input data/coco --output {root}",
     "coco": "python -m data_prep.coco --input data/coco --output {root}",
     "refcoco": "python -m data_prep.refcoco --input data/coco --referring data/refer/refcocog"
     " --output {root}",
+    "voc": "python -m data_prep.voc --input data/VOCdevkit/VOC2012 --output {root}",
+    "sbd": "python -m data_prep.sbd --input data/benchmark_RELEASE/dataset --output {root}",
     "davis": "python -m data_prep.davis --input data/DAVIS --output {root}",
+    "custom": "python -m data_prep.custom --input data/mine --output {root}",
 }
 
 
@@ -61,10 +65,16 @@ def open_split(root: str | Path, spec: str) -> Split:
         )
     source = TFRecordSource(shard_paths(directory, name, split))
     counts = [len(index) for index in source.index]
-    if counts != lengths[split]:
+    for path, count, listed in zip(source.paths, counts, lengths[split]):
+        if count != listed:
+            raise ValueError(
+                f"record {min(count, listed)} of {path}: {info_path} says that it holds {listed} "
+                f"records; it holds {count}. {_command(name, root)}"
+            )
+    if len(counts) != len(lengths[split]):
         raise ValueError(
-            f"{info_path} says that the shards of {split!r} hold {lengths[split]} records; "
-            f"they hold {counts}. {_command(name, root)}"
+            f"{info_path} lists {len(lengths[split])} shards of {split!r}; there are {len(counts)}. "
+            f"{_command(name, root)}"
         )
     classes = _read_json(classes_path)
     return Split(

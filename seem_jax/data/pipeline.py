@@ -2,7 +2,8 @@
 
     split -> shuffle, repeat, mix -> place, choose, draw -> batch -> share of this host -> prefetch
 
-Example i of the stream depends on (seed, i) alone. Host p of n reads rows p/n to (p+1)/n of every
+Example i of the stream depends on (seed, i) alone, also where the record of an example cannot be read
+and the configuration allows to take the one after it. Host p of n reads rows p/n to (p+1)/n of every
 global batch, so one host, many hosts, threads and worker processes all give the same batches, and a
 run can go on from any step with another number of hosts or workers.
 """
@@ -15,13 +16,13 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import cv2
 import grain
 import numpy as np
-from absl import flags
+from absl import flags, logging
 
 from seem_jax.config import DataConfig
 from seem_jax.data import catalog, collate, sources
@@ -30,20 +31,22 @@ from seem_jax.data.schema import Record
 from seem_jax.data.sources import Sample
 from seem_jax.types import Batch
 
-TEMPLATES = ("{}", "the {}", "a {}")  # sentences around class names
 PARENT_CHECK_SECONDS = 1.0
 
 
 class TrainBatches(grain.DatasetIterator):
     """Iterates over this host's training batches. Its state is the number of the next step.
 
-    `dropped` counts what did not fit the static shapes (collate.DROPPED) in the batches delivered
-    by this object so far.
+    `dropped` counts what did not fit the static shapes (collate.DROPPED), and how often another
+    record was read in place of a bad one, in the batches delivered by this object so far.
+    `bad_records` says what is wrong with each of those. The first time that one is met it is
+    logged; when they are more than config.max_bad_records, ValueError.
     """
 
     def __init__(self, batches: grain.MapDataset, config: DataConfig, step: int):
         super().__init__()
-        self.dropped = Dropped(dict.fromkeys(collate.DROPPED, 0))
+        self.dropped = Dropped(dict.fromkeys((*collate.DROPPED, "bad_records"), 0))
+        self.bad_records: dict[str, str] = {}
         self._batches = batches
         self._config = config
         self._step = step
@@ -53,8 +56,14 @@ class TrainBatches(grain.DatasetIterator):
     def __next__(self) -> Batch:
         self._assert_not_closed()
         self.start_prefetch()
-        batch, dropped = next(self._running)
+        batch, dropped, bad = next(self._running)
         self.dropped.update(dropped)
+        for place, error in bad.items():
+            if place not in self.bad_records:
+                logging.warning("%s is bad, the next one is taken: %s", place, error)
+        self.bad_records |= bad
+        if len(self.bad_records) > self._config.max_bad_records:
+            raise ValueError(_bad_records(self.bad_records, self._config.max_bad_records))
         self._step += 1
         return batch
 
@@ -88,16 +97,17 @@ def train_batches(
     config: DataConfig,
     tokenizer: Tokenizer,
     *,
+    templates: Sequence[str],
     process_index: int = 0,
     process_count: int = 1,
     seed: int | None = None,
     step: int = 0,
-    templates: Sequence[str] = TEMPLATES,
     splits: Sequence[sources.Records] | None = None,
 ) -> TrainBatches:
     """Batches of batch_size / process_count examples from `step` on, without end.
 
-    The splits of config.train are opened unless they are given. Raises ValueError for a missing or
+    Class names are said in a random one of the `templates`. The splits of config.train are opened
+    unless they are given. Raises ValueError for a missing or
     damaged data set, and for sizes of the configuration that do not fit together.
     """
     if config.batch_size % process_count:
@@ -164,24 +174,36 @@ def eval_batches(
 
 @dataclasses.dataclass(frozen=True)
 class _MakeTrainingExample(grain.transforms.RandomMap):
+    """The example of a record, or of the first good one after it, with what was wrong before."""
+
     config: DataConfig
     tokenizer: Tokenizer
     class_names: tuple[str, ...]
     templates: tuple[str, ...]
 
-    def random_map(self, element: Sample, rng: np.random.Generator) -> tuple[Batch, Dropped]:
-        try:
-            return collate.training_example(
-                element.record,
-                element.index,
-                self.class_names,
-                self.templates,
-                self.config,
-                self.tokenizer,
-                rng,
-            )
-        except ValueError as error:
-            raise ValueError(f"{element.split}, record {element.index}: {error}") from error
+    def random_map(
+        self, element: Sample, rng: np.random.Generator
+    ) -> tuple[Batch, Dropped, Mapping[str, str]]:
+        start, bad = rng.bit_generator.state, {}
+        for number in range(self.config.max_bad_records + 1):
+            sample = element.after(number)
+            rng.bit_generator.state = start
+            try:
+                return *self._example(sample, rng), bad
+            except ValueError as error:
+                bad[str(sample)] = str(error)
+        raise ValueError(_bad_records(bad, self.config.max_bad_records))
+
+    def _example(self, sample: Sample, rng: np.random.Generator) -> tuple[Batch, Dropped]:
+        return collate.training_example(
+            sample.records[sample.index],
+            sample.index,
+            self.class_names,
+            self.templates,
+            self.config,
+            self.tokenizer,
+            rng,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,19 +218,32 @@ class _MakeEvaluationExample(grain.transforms.Map):
             return collate.blank_example(self.config), None
         sample = self.samples[element]
         try:
-            example = collate.evaluation_example(
-                sample.record, sample.index, self.config, self.tokenizer
-            )
+            record = sample.records[sample.index]
+            example = collate.evaluation_example(record, sample.index, self.config, self.tokenizer)
         except ValueError as error:
-            raise ValueError(f"{sample.split}, record {sample.index}: {error}") from error
-        return example, sample.record
+            raise ValueError(f"{sample}: {error}") from error
+        return example, record
 
 
-def _stack(examples: Sequence[tuple[Batch, Dropped]]) -> tuple[Batch, Dropped]:
+def _bad_records(bad: Mapping[str, str], allowed: int) -> str:
+    """The message for more bad records than the configuration allows."""
+    lines = "\n  ".join(f"{place}: {error}" for place, error in bad.items())
+    return (
+        f"{len(bad)} bad records, config.data.max_bad_records = {allowed} allowed:\n  {lines}\n"
+        "Repair or convert them again, or raise that number to train without them."
+    )
+
+
+def _stack(
+    examples: Sequence[tuple[Batch, Dropped, Mapping[str, str]]],
+) -> tuple[Batch, Dropped, Mapping[str, str]]:
     total: Dropped = collections.Counter()
-    for _, dropped in examples:
+    bad: dict[str, str] = {}
+    for _, dropped, own in examples:
         total.update(dropped)
-    return collate.stack([example for example, _ in examples]), total
+        total["bad_records"] += len(own)
+        bad |= own
+    return collate.stack([example for example, _, _ in examples]), total, bad
 
 
 def _stack_with_records(

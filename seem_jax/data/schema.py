@@ -33,6 +33,11 @@ class Record:
     phrase_object: list[int] = dataclasses.field(default_factory=list)  # index into object_rle
     sequence: str = ""  # name of the video; "" for a single image
     frame: int = -1  # number of the frame in its video; -1 for a single image
+    # Where segments overlap the map cannot say all: one entry a segment, the index into object_rle
+    # of its exact mask, or -1 for a segment that is as in the map. [] when all are.
+    segment_object: list[int] = dataclasses.field(default_factory=list)
+    caption: list[str] = dataclasses.field(default_factory=list)  # of the whole image
+    ignore_rle: list[bytes] = dataclasses.field(default_factory=list)  # regions no score counts
 
 
 # How each field is stored: "bytes", "text", "int" or "bool", and whether it is a list.
@@ -52,29 +57,43 @@ STORAGE: dict[str, tuple[str, bool]] = {
     "phrase_object": ("int", True),
     "sequence": ("text", False),
     "frame": ("int", False),
+    "segment_object": ("int", True),
+    "caption": ("text", True),
+    "ignore_rle": ("bytes", True),
 }
+MAY_LACK = ("segment_object", "caption", "ignore_rle")  # few data sets have them; absent is empty
 
 
-def check(record: Record) -> None:
-    """Raises ValueError naming the field when the lists of a record do not fit together."""
-    where = f"record of image {record.image_id} ({record.file_name})"
+def problems(record: Record) -> list[tuple[str, str]]:
+    """(field, what is wrong with it) for all lists of a record that do not fit together."""
+    found = []
     pairs = (
         ("segment_category", "segment_id"),
         ("segment_crowd", "segment_id"),
         ("object_category", "object_rle"),
         ("phrase_object", "phrase_text"),
     )
+    if record.segment_object:
+        pairs += (("segment_object", "segment_id"),)
     for left, right in pairs:
         counts = len(getattr(record, left)), len(getattr(record, right))
         if counts[0] != counts[1]:
-            raise ValueError(f"{where}: {left} has {counts[0]} entries, {right} has {counts[1]}.")
-    for index in record.phrase_object:
-        if not 0 <= index < len(record.object_rle):
-            raise ValueError(
-                f"{where}: phrase_object = {index}, but there are {len(record.object_rle)} objects."
-            )
-    if record.height <= 0 or record.width <= 0:
-        raise ValueError(f"{where}: height {record.height} and width {record.width} must be > 0.")
+            found.append((left, f"{left} has {counts[0]} entries, {right} has {counts[1]}"))
+    for name, first in (("phrase_object", 0), ("segment_object", -1)):
+        for index in getattr(record, name):
+            if not first <= index < len(record.object_rle):
+                text = f"{name} = {index}, but there are {len(record.object_rle)} objects"
+                found.append((name, text))
+    for name in ("height", "width"):
+        if getattr(record, name) <= 0:
+            found.append((name, f"{name} = {getattr(record, name)}, it must be > 0"))
+    return found
+
+
+def check(record: Record) -> None:
+    """Raises ValueError naming the field when the lists of a record do not fit together."""
+    for _, text in problems(record):
+        raise ValueError(f"record of image {record.image_id} ({record.file_name}): {text}.")
 
 
 def encode(record: Record) -> bytes:
@@ -96,6 +115,13 @@ def encode(record: Record) -> bytes:
 
 def decode(payload: bytes) -> Record:
     """The record that `encode` wrote. Raises ValueError naming the field that does not fit."""
+    record = parse(payload)
+    check(record)
+    return record
+
+
+def parse(payload: bytes) -> Record:
+    """As `decode`, but the lists of the record may disagree."""
     example = tf_example_pb2.Example()
     try:
         example.ParseFromString(payload)
@@ -104,6 +130,8 @@ def decode(payload: bytes) -> Record:
     fields: dict[str, Any] = {}
     for name, (kind, is_list) in STORAGE.items():
         if name not in example.features.feature:
+            if name in MAY_LACK:
+                continue
             raise ValueError(
                 f"a record lacks the field {name!r}; it has {sorted(example.features.feature)}. "
                 "It was converted by another version: convert the data set again."
@@ -112,15 +140,43 @@ def decode(payload: bytes) -> Record:
         whole = feature.int64_list if kind in ("int", "bool") else feature.bytes_list
         values = list(whole.value)
         if kind == "text":
-            values = [value.decode() for value in values]
+            values = _texts(values, name)
         elif kind == "bool":
             values = [bool(value) for value in values]
         if not is_list and len(values) != 1:
             raise ValueError(f"field {name!r} of a record has {len(values)} values, expected one.")
         fields[name] = values if is_list else values[0]
-    record = Record(**fields)
-    check(record)
-    return record
+    return Record(**fields)
+
+
+def _texts(values: list[bytes], name: str) -> list[str]:
+    try:
+        return [value.decode() for value in values]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"field {name!r} of a record is no UTF-8 text ({error}).") from error
+
+
+def run_pixels(counts: bytes) -> int:
+    """How many pixels a compressed COCO run-length code covers; -1 where it is no such code.
+
+    pycocotools does not check: decoding a damaged code, it writes outside its memory.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for byte in counts:
+        if not 48 <= byte < 112:
+            return -1
+        part = byte - 48
+        value |= (part & 31) << shift
+        shift += 5
+        if not part & 32:
+            if part & 16:
+                value -= 1 << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            if runs[-1] < 0:
+                return -1
+            value = shift = 0
+    return sum(runs) if not shift else -1
 
 
 def features() -> Any:

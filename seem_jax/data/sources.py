@@ -27,11 +27,22 @@ class Records(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """A record, and where it stands."""
+    """Where a record stands; it is read by whoever makes an example of it."""
 
-    record: Record
+    records: Records
     index: int  # in its split
-    split: str  # "data set:split"
+
+    def __str__(self) -> str:
+        """As "data set:split, record 7", with the shard and the place in it where there are shards."""
+        name = f"{self.records.name}:{self.records.split}, record {self.index}"
+        if isinstance(self.records, catalog.Split):
+            shard, place = self.records.source.locate(self.index)
+            name += f" (record {place} of {self.records.source.paths[shard]})"
+        return name
+
+    def after(self, number: int) -> Sample:
+        """The sample that many records later; the first one follows the last one."""
+        return dataclasses.replace(self, index=(self.index + number) % len(self.records))
 
 
 class Samples:
@@ -39,16 +50,15 @@ class Samples:
 
     def __init__(self, records: Records):
         self.records = records
-        self.spec = f"{records.name}:{records.split}"
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, item: int) -> Sample:
-        return Sample(self.records[item], int(item), self.spec)
+        return Sample(self.records, int(item))
 
     def __repr__(self) -> str:
-        return f"Samples({self.spec!r}, {len(self)} records)"
+        return f"Samples({self.records.name}:{self.records.split}, {len(self)} records)"
 
 
 def open_training(config: DataConfig) -> list[Records]:

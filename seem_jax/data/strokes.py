@@ -68,14 +68,13 @@ def polygon(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     count = int(rng.integers(1, MAX_CORNERS + 1))
     corners = _pixels_of(mask, count, rng) / np.array([width + 1, height + 1])
     curve = np.clip(closed_curve(corners), 0, 1) * np.array([width - 1, height - 1])
-    return _pixels(
-        np.unique(curve[:, 1].astype(np.int64) * width + curve[:, 0].astype(np.int64)), width
-    )
+    flat = np.unique(curve[:, 1].astype(np.int64) * width + curve[:, 0].astype(np.int64))
+    return np.stack([flat % width, flat // width], axis=1).astype(np.int32)
 
 
 def box(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """All pixels of the box around the mask (not drawn in the official training)."""
-    return _pixels(np.arange(mask.size), mask.shape[1])
+    return _pixels(np.ones(mask.shape, np.uint8))
 
 
 KINDS = {"point": point, "circle": circle, "scribble": scribble, "polygon": polygon, "box": box}
@@ -89,14 +88,11 @@ def draw(kind: str, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """
     if kind not in KINDS:
         raise ValueError(f"unknown drawing {kind!r}; choose from {sorted(KINDS)}.")
-    rows = np.flatnonzero(mask.any(axis=1))
-    columns = np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
-        return np.zeros((0, 2), np.int32)
-    inside = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
+    inside = mask[top : top + height, left : left + width]
     if np.count_nonzero(inside) < MIN_AREA:
         return np.zeros((0, 2), np.int32)
-    return KINDS[kind](inside, rng) + np.array([columns[0], rows[0]], np.int32)
+    return KINDS[kind](inside, rng) + np.array([left, top], np.int32)
 
 
 def sample(
@@ -108,16 +104,25 @@ def sample(
     one does not crowd out a click (official: rand_sample). Grouped by drawing, in reading order.
     """
     sizes = np.array([len(d) for d in drawings], np.int64)
-    if not sizes.sum():
-        return np.zeros((0, 2), np.int32), np.zeros(0, np.int32)
-    owner = np.repeat(np.arange(len(drawings), dtype=np.int32), sizes)
-    points = np.concatenate(drawings)
-    if len(points) > max_points:
-        # The smallest of exponential variables of rate 1 / size are a weighted draw.
-        keys = rng.standard_exponential(len(points)) * sizes[owner]
-        kept = np.sort(np.argpartition(keys, max_points)[:max_points])
-        points, owner = points[kept], owner[kept]
-    return points, owner
+    if sizes.sum() <= max_points:
+        kept = list(drawings)
+    else:
+        # The smallest of exponential variables of rate 1 / size are a weighted draw. How many fall
+        # to a drawing is told by the smallest of its variables, which are sums of their gaps.
+        bounds = np.minimum(sizes, max_points)
+        owner = np.repeat(np.arange(len(drawings)), bounds)
+        keys = [
+            np.cumsum(rng.standard_exponential(bound) / (size - np.arange(bound))) * size
+            for size, bound in zip(sizes.tolist(), bounds.tolist())
+        ]
+        smallest = np.argpartition(np.concatenate(keys), max_points - 1)[:max_points]
+        counts = np.bincount(owner[smallest], minlength=len(drawings)).tolist()
+        kept = [
+            drawing[np.sort(rng.choice(len(drawing), count, replace=False, shuffle=False))]
+            for drawing, count in zip(drawings, counts)
+        ]
+    owner = np.repeat(np.arange(len(kept), dtype=np.int32), [len(points) for points in kept])
+    return np.concatenate([np.zeros((0, 2), np.int32), *kept]), owner
 
 
 def closed_curve(corners: np.ndarray) -> np.ndarray:
@@ -155,57 +160,84 @@ def _bernstein(count: int) -> np.ndarray:
 BERNSTEIN = _bernstein(CURVE_POINTS)  # [100, 4]
 
 
-def _pixels(flat: np.ndarray, width: int) -> np.ndarray:
-    """(column, row) int32 [K, 2] of indices into a flattened mask."""
-    return np.stack([flat % width, flat // width], axis=1).astype(np.int32)
+def _pixels(canvas: np.ndarray) -> np.ndarray:
+    """(column, row) int32 [K, 2] of the pixels of a uint8 canvas that are not 0, in reading order."""
+    found = cv2.findNonZero(canvas)
+    return np.zeros((0, 2), np.int32) if found is None else found.reshape(-1, 2)
 
 
 def _pixels_of(mask: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    flat = np.flatnonzero(mask)
-    return _pixels(rng.choice(flat, min(count, len(flat)), replace=False), mask.shape[1])
+    """(column, row) int32 [K, 2] of `count` pixels of a mask, or of all, in random order."""
+    per_column = cv2.reduce(mask.view(np.uint8), 0, cv2.REDUCE_SUM, dtype=cv2.CV_32S)
+    ends = np.cumsum(per_column)
+    chosen = rng.choice(int(ends[-1]), min(count, int(ends[-1])), replace=False)  # of all pixels
+    columns = np.searchsorted(ends, chosen, "right")
+    before = np.where(columns > 0, ends[columns - 1], 0)
+    rows = [np.flatnonzero(mask[:, x])[n] for x, n in zip(columns, chosen - before)]
+    return np.stack([columns, rows], axis=1).astype(np.int32)
 
 
 def _strokes(mask: np.ndarray, presets: tuple[Walk, ...], rng: np.random.Generator) -> np.ndarray:
     walk = presets[int(rng.integers(len(presets)))]
     canvas = np.zeros(mask.shape, np.uint8)
-    for start in _pixels_of(mask, int(rng.integers(1, MAX_STROKES + 1)), rng):
-        brush = int(rng.integers(*walk.brush))
-        _paint(canvas, _shake(_walk(start, walk, rng), walk, rng), brush)
-    return _pixels(np.flatnonzero(canvas.view(bool) & mask), mask.shape[1])
+    starts = _pixels_of(mask, int(rng.integers(1, MAX_STROKES + 1)), rng)
+    counts = rng.integers(*walk.vertices, len(starts)) + 1
+    lines = _shake(_walk(starts, counts, walk, rng), counts, walk, rng)
+    for line, count, brush in zip(lines, counts, rng.integers(*walk.brush, len(starts)).tolist()):
+        _paint(canvas, line[:count], brush)
+    return _pixels(cv2.bitwise_and(canvas, mask.view(np.uint8)))
 
 
-def _walk(start: np.ndarray, walk: Walk, rng: np.random.Generator) -> np.ndarray:
-    """The vertices of one stroke, float64 [n + 1, 2]."""
-    count = int(rng.integers(*walk.vertices))
-    angle = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.uniform(-walk.turn, walk.turn, count))
-    speeds = np.empty(count)
-    speed = rng.uniform(0, walk.max_speed)
-    for i, change in enumerate(rng.uniform(-walk.acceleration, walk.acceleration, count).tolist()):
-        speed = min(max(speed + change, 0.0), walk.max_speed)
-        speeds[i] = speed
-    steps = speeds[:, None] * np.stack([np.sin(angle), np.cos(angle)], axis=1)  # [n, 2]
-    return np.concatenate([np.zeros((1, 2)), np.cumsum(steps, axis=0)]) + start[None]
+def _walk(
+    starts: np.ndarray, counts: np.ndarray, walk: Walk, rng: np.random.Generator
+) -> np.ndarray:
+    """The vertices of strokes that begin at `starts` [n, 2], float64 [n, v, 2].
+
+    Stroke i has counts[i] of them; what follows is of no use.
+    """
+    shape = len(starts), int(counts.max()) - 1
+    angle = rng.uniform(0, 2 * np.pi, (shape[0], 1))
+    angle = angle + np.cumsum(rng.uniform(-walk.turn, walk.turn, shape), axis=1)
+    first = rng.uniform(0, walk.max_speed, shape[0]).tolist()
+    speeds = []
+    for speed, changes in zip(
+        first, rng.uniform(-walk.acceleration, walk.acceleration, shape).tolist()
+    ):
+        for change in changes:
+            speed = min(max(speed + change, 0.0), walk.max_speed)
+            speeds.append(speed)
+    lines = np.empty((shape[0], shape[1] + 1, 2))
+    lines[:, 0] = starts
+    lines[:, 1:, 0], lines[:, 1:, 1] = np.sin(angle), np.cos(angle)
+    lines[:, 1:] *= np.reshape(speeds, (*shape, 1))
+    return np.cumsum(lines, axis=1)
 
 
-def _shake(line: np.ndarray, walk: Walk, rng: np.random.Generator) -> np.ndarray:
-    """The line displaced as a whole, and then half of its vertices displaced a little each."""
-    distance, angle = abs(rng.normal(0, walk.shift / 2)), rng.uniform(0, 2 * np.pi)
-    line = line + np.trunc(distance * np.array([[np.cos(angle), np.sin(angle)]]))
-    moved = rng.permutation(len(line))[: len(line) // 2]
-    line[moved] += rng.integers(*walk.shake, (len(moved), 2))
-    return line
+def _shake(
+    lines: np.ndarray, counts: np.ndarray, walk: Walk, rng: np.random.Generator
+) -> np.ndarray:
+    """The lines displaced as a whole, and then half of their vertices displaced a little each."""
+    distance = np.abs(rng.normal(0, walk.shift / 2, (len(lines), 1, 1)))
+    angle = rng.uniform(0, 2 * np.pi, (len(lines), 1, 1))
+    lines = lines + np.trunc(distance * np.concatenate([np.cos(angle), np.sin(angle)], axis=2))
+    keys = rng.random(lines.shape[:2])
+    keys[np.arange(lines.shape[1]) >= counts[:, None]] = 1  # after all others
+    ranks = np.argsort(np.argsort(keys, axis=1), axis=1)
+    moved = ranks < (counts // 2)[:, None]  # [n, v]
+    return lines + rng.integers(*walk.shake, lines.shape) * moved[:, :, None]
 
 
 def _paint(canvas: np.ndarray, line: np.ndarray, brush: int) -> None:
     """Marks the pixels of a line of this width with square ends, and discs at its vertices."""
     line = np.trunc(line)
     along = np.diff(line, axis=0)
-    length = np.maximum(np.linalg.norm(along, axis=1, keepdims=True), 1)
+    length = np.maximum(np.hypot(along[:, :1], along[:, 1:]), 1)
     aside = along[:, ::-1] / length * np.array([[-0.5, 0.5]]) * (brush - 1)
-    start, end = line[:-1], line[1:]
-    sides = np.stack([start - aside, start + aside, end + aside, end - aside], axis=1)  # [n, 4, 2]
-    for corners in np.round(sides * (1 << SHIFT)).astype(np.int32):
-        cv2.fillConvexPoly(canvas, corners, 1, shift=SHIFT)
+    corners = np.empty((len(aside), 4, 2))
+    corners[:, 0], corners[:, 1] = line[:-1] - aside, line[:-1] + aside
+    corners[:, 2], corners[:, 3] = line[1:] + aside, line[1:] - aside
+    for side in np.round(corners * (1 << SHIFT)).astype(np.int32):
+        cv2.fillConvexPoly(canvas, side, 1, shift=SHIFT)
     radius = max(brush // 2 - 1, 0)
     for centre in line.astype(np.int32).tolist():
         cv2.circle(canvas, centre, radius, 1, cv2.FILLED)

@@ -72,18 +72,28 @@ def write_shard(path: Path, payloads: Iterable[bytes]) -> int:
 def read_index(path: Path) -> np.ndarray:
     """Payload offsets and lengths of a shard, int64 [n, 2]; rebuilt when missing or not fitting.
 
-    Raises ValueError naming the shard and the record when the shard itself is truncated or damaged.
+    Raises ValueError naming the shard and the record when the shard itself is truncated or damaged,
+    even where it was cut between two records, if its index is still there.
     """
     if not path.is_file():
         raise ValueError(f"shard {path} is missing. Run its converter again.")
-    size = path.stat().st_size
+    size, stored = path.stat().st_size, None
     try:
-        index = np.load(index_path(path), allow_pickle=False)
-        if _fits(index, size):
-            return index
+        stored = np.load(index_path(path), allow_pickle=False)
+        if fits(stored, size):
+            return stored
     except Exception:  # NumPy's header parser raises of every kind
         pass  # an index is only a copy: whatever is wrong with it, the shard decides
     index = _scan(path, size)
+    if (
+        stored is not None
+        and len(stored) > len(index)
+        and np.array_equal(stored[: len(index)], index)
+    ):
+        raise ValueError(
+            f"record {len(index)} of {path} is cut off: the file ends before, its index lists "
+            f"{len(stored)} records. {REPAIR}"
+        )
     with contextlib.suppress(OSError):  # a read-only disk: keep the index in memory
         _write_index(path, index)
     return index
@@ -207,7 +217,7 @@ def _write_index(shard: Path, index: np.ndarray) -> None:
         np.save(file, index)
 
 
-def _fits(index: np.ndarray, size: int) -> bool:
+def fits(index: np.ndarray, size: int) -> bool:
     """Whether an index describes a gapless shard of `size` bytes."""
     if index.dtype != np.int64 or index.ndim != 2 or index.shape[1] != 2:
         return False

@@ -1,0 +1,39 @@
+"""Truth that cannot be is refused when an example is made of it."""
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from seem_jax.data import collate
+from seem_jax.data.schema import run_pixels
+from tests.test_pipeline import CONFIG, FakeTokenizer, record
+
+BAD = {
+    "covers 4 pixels of": lambda r: r.object_rle.__setitem__(0, b"04"),
+    "covers -1 pixels of": lambda r: r.object_rle.__setitem__(0, b"\xff"),
+    "has classes from 0 to 77, but there are 5": lambda r: r.segment_category.append(77),
+    "sentence 0 of .* is empty": lambda r: r.phrase_text.__setitem__(0, " "),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_truth_is_refused_by_name(message):
+    bad = record(0)
+    BAD[message](bad)
+    if message.startswith("covers"):
+        bad.phrase_object = [0] * len(bad.phrase_object)
+    rng = np.random.default_rng(0)
+    names = [f"class {number}" for number in range(5)]
+    with pytest.raises(ValueError, match=message):
+        collate.training_example(bad, 0, names, ("{}",), CONFIG, FakeTokenizer(), rng)
+
+
+def test_the_length_of_a_run_length_code_is_that_of_its_mask():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        height, width = rng.integers(1, 60, 2)
+        mask = np.asfortranarray(rng.random((height, width)) < rng.random(), np.uint8)
+        code = coco_mask.encode(mask)["counts"]
+        assert run_pixels(code) == height * width
+        if len(code) > 2:
+            assert run_pixels(code[:-1]) != height * width
