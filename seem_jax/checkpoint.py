@@ -40,6 +40,9 @@ MAY_DIFFER = (
     "log_every",
     "checkpoint_every",
     "keep_checkpoints",
+    "start_from",
+    "may_be_fresh",
+    "data.max_bad_records",
     "mesh.",
     "evaluation.",
     "data.panoptic_eval",
@@ -92,13 +95,6 @@ class Checkpoints:
         """
         self.wait()
         self._check_space(step, params, opt_state)
-        meta = {
-            "step": step,
-            "config": json.loads(config_lib.to_json(self.config)),
-            "versions": {
-                name: metadata.version(name) for name in ("jax", "flax", "optax", "grain", "numpy")
-            },
-        }
         try:
             self._manager.save(
                 step,
@@ -107,7 +103,7 @@ class Checkpoints:
                     params=ocp.args.StandardSave(params),
                     opt_state=ocp.args.StandardSave(opt_state),
                     data=ocp.args.JsonSave(data.get_state()),
-                    meta=ocp.args.JsonSave(meta),
+                    meta=ocp.args.JsonSave(_meta(step, self.config)),
                 ),
             )
         except Exception as error:
@@ -115,16 +111,17 @@ class Checkpoints:
         self._unsealed = step
 
     def save_frozen(self, frozen: Any) -> None:
-        """Saves the parameters that never change, unless a good copy is there."""
+        """Saves the parameters that never change, in place of those of an earlier start."""
         path = self.directory / "frozen"
-        if not jax.tree.leaves(frozen) or problem(path) is None:
+        if not jax.tree.leaves(frozen):
             return
         try:
             with ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save(path, frozen, force=True)
         except Exception as error:
             raise self._failure(0, error) from error
-        _write_manifest(path)
+        if jax.process_index() == 0:
+            _write_manifest(path)
 
     def poll(self) -> None:
         """Seals a save that has finished meanwhile. Cheap; call it once a step."""
@@ -151,6 +148,11 @@ class Checkpoints:
         The trees are ShapeDtypeStructs with the shardings wanted now; the mesh may be another one
         than the checkpoint was saved on.
         """
+        if not (self._path(self.latest) / "opt_state").is_dir():
+            raise ValueError(
+                f"{self._path(self.latest)} holds parameters only (seem_jax.convert wrote them), so "
+                "no run can continue there. Train in another --workdir and start from this one."
+            )
         found = self._manager.restore(
             self.latest,
             args=ocp.args.Composite(
@@ -188,6 +190,19 @@ class Checkpoints:
             raise self._failure(step, OSError(f"needs {size / 2**20:.0f} MiB"))
 
 
+def save_params(workdir: str | Path, params: Any, config: Config) -> None:
+    """Writes parameters alone as step 0 of a new work folder, for `restore_params`."""
+    path = Path(workdir).absolute() / "checkpoints" / "steps" / "0"
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save(
+            path,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(params), meta=ocp.args.JsonSave(_meta(0, config))
+            ),
+        )
+    _write_manifest(path)
+
+
 def restore_params(workdir: str | Path, step: int | None = None) -> tuple[dict, Config]:
     """(all parameters, configuration) of a run's newest good checkpoint, or of one step.
 
@@ -207,6 +222,16 @@ def restore_params(workdir: str | Path, step: int | None = None) -> tuple[dict, 
     if (directory / "frozen").is_dir():
         params |= _restore_here(directory / "frozen")
     return params, saved_config(path)
+
+
+def _meta(step: int, config: Config) -> dict:
+    """What stands beside the arrays: where they come from."""
+    names = ("jax", "flax", "optax", "grain", "numpy")
+    return {
+        "step": step,
+        "config": json.loads(config_lib.to_json(config)),
+        "versions": {name: metadata.version(name) for name in names},
+    }
 
 
 def saved_config(path: Path) -> Config:

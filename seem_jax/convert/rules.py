@@ -60,6 +60,15 @@ KINDS: dict[str, tuple[Leaf, ...]] = {
         ),
         _same(".bias", "/bias"),
     ),
+    "enlarging": (
+        Leaf(  # of a transposed convolution: IOHW is our HWIO
+            ".weight",
+            ("/kernel",),
+            lambda x: [x.transpose(2, 3, 0, 1)],
+            lambda parts: parts[0].transpose(2, 3, 0, 1),
+        ),
+        _same(".bias", "/bias"),
+    ),
     "attention": (
         Leaf(  # torch packs the three projections as [3D, D]
             ".in_proj_weight",
@@ -77,17 +86,42 @@ KINDS: dict[str, tuple[Leaf, ...]] = {
         _same(".out_proj.bias", "/out/bias"),
     ),
 }
+KINDS["packed"] = tuple(  # the same under the names that vision transformers use
+    dataclasses.replace(leaf, official=name)
+    for name, leaf in zip(
+        (".qkv.weight", ".qkv.bias", ".proj.weight", ".proj.bias"), KINDS["attention"], strict=True
+    )
+)
 
 BACKBONE = "backbone."
 BLOCK, OUR_BLOCK = "backbone.layers.{i}.blocks.{j}.", "backbone/stage_{i}_block_{j}/"
 PIXEL, OUR_PIXEL = "sem_seg_head.pixel_decoder.", "pixel_decoder/"
 ENCODER, OUR_ENCODER = PIXEL + "transformer.encoder.layers.{i}.", OUR_PIXEL + "encoder/layer_{i}/"
+DEFORMABLE, OUR_DEFORMABLE = ENCODER + "self_attn.", OUR_ENCODER + "deformable_attention/"
+DAVIT, OUR_DAVIT = "backbone.blocks.{i}.{j}.", "backbone/stage_{i}_block_{j}/"
+VIT, OUR_VIT = "backbone.blocks.{i}.", "backbone/block_{i}/"
+NECK, OUR_NECK = "backbone.neck.down_", "backbone/stride_"
 HEAD = "sem_seg_head.predictor."
 TEXT = HEAD + "lang_encoder.lang_encoder."
 TEXT_LAYER = TEXT + "resblocks.{i}."
 SELF = HEAD + "transformer_self_attention_layers.{i}."
 CROSS = HEAD + "transformer_cross_attention_layers.{i}."
 FFN = HEAD + "transformer_ffn_layers.{i}."
+
+
+def _davit(block: str, attention: str) -> tuple[tuple[str, str, str], ...]:
+    """The rows of a block of DaViT: "spatial" (attention "window") or "channel" ("channel")."""
+    theirs, ours = f"{DAVIT}{block}_block.", f"{OUR_DAVIT}{block}/"
+    return (
+        (theirs + "conv1.fn.dw", ours + "depthwise_0", "conv"),
+        (theirs + f"{attention}_attn.norm", ours + "attention_norm", "norm"),
+        (theirs + f"{attention}_attn.fn", ours + "attention", "packed"),
+        (theirs + "conv2.fn.dw", ours + "depthwise_1", "conv"),
+        (theirs + "ffn.norm", ours + "feed_forward_norm", "norm"),
+        (theirs + "ffn.fn.net.fc1", ours + "feed_forward/dense_0", "linear"),
+        (theirs + "ffn.fn.net.fc2", ours + "feed_forward/dense_1", "linear"),
+    )
+
 
 TABLE: tuple[tuple[str, str, str], ...] = (  # official module, our module, kind
     (BACKBONE + "patch_embed.proj", "backbone/embed_0", "conv"),
@@ -113,13 +147,51 @@ TABLE: tuple[tuple[str, str, str], ...] = (  # official module, our module, kind
     (BLOCK + "modulation.focal_layers.{k}.0", OUR_BLOCK + "modulation/focal_{k}", "conv"),
     (BLOCK + "mlp.fc1", OUR_BLOCK + "feed_forward/dense_0", "linear"),
     (BLOCK + "mlp.fc2", OUR_BLOCK + "feed_forward/dense_1", "linear"),
+    # DaViT
+    (BACKBONE + "convs.{i}.proj", "backbone/patch_{i}", "conv"),
+    (BACKBONE + "convs.{i}.norm", "backbone/patch_norm_{i}", "norm"),
+    *_davit("spatial", "window"),
+    *_davit("channel", "channel"),
+    # SAM-ViT; patch_embed.proj stands above
+    (BACKBONE + "pos_embed", "backbone/position_embedding", "array"),
+    (VIT + "norm1", OUR_VIT + "attention_norm", "norm"),
+    (VIT + "norm2", OUR_VIT + "feed_forward_norm", "norm"),
+    (VIT + "attn", OUR_VIT + "attention", "packed"),
+    (VIT + "attn.rel_pos_h", OUR_VIT + "attention/row_positions", "array"),
+    (VIT + "attn.rel_pos_w", OUR_VIT + "attention/column_positions", "array"),
+    (VIT + "mlp.lin1", OUR_VIT + "feed_forward/dense_0", "linear"),
+    (VIT + "mlp.lin2", OUR_VIT + "feed_forward/dense_1", "linear"),
+    (NECK + "4.0", OUR_NECK + "4_enlarge_0", "enlarging"),
+    (NECK + "4.1", OUR_NECK + "4_norm_0", "norm"),
+    (NECK + "4.3", OUR_NECK + "4_enlarge_1", "enlarging"),
+    (NECK + "4.4", OUR_NECK + "4_norm_1", "norm"),
+    (NECK + "4.5", OUR_NECK + "4_project", "pointwise"),
+    (NECK + "4.6", OUR_NECK + "4_norm", "norm"),
+    (NECK + "8.0", OUR_NECK + "8_enlarge_0", "enlarging"),
+    (NECK + "8.1", OUR_NECK + "8_norm_0", "norm"),
+    (NECK + "8.2", OUR_NECK + "8_project", "pointwise"),
+    (NECK + "8.3", OUR_NECK + "8_norm", "norm"),
+    (NECK + "16.0", OUR_NECK + "16_project", "pointwise"),
+    (NECK + "16.1", OUR_NECK + "16_norm", "norm"),
+    (NECK + "32.0", OUR_NECK + "32_shrink", "conv"),
+    (NECK + "32.1", OUR_NECK + "32_norm_0", "norm"),
+    (NECK + "32.2", OUR_NECK + "32_project", "pointwise"),
+    (NECK + "32.3", OUR_NECK + "32_norm", "norm"),
+    # Pixel decoders
     (PIXEL + "input_proj", OUR_PIXEL + "input_projection", "pointwise"),
+    (PIXEL + "input_proj.{i}.0", OUR_PIXEL + "input_projection_{i}", "pointwise"),
+    (PIXEL + "input_proj.{i}.1", OUR_PIXEL + "input_norm_{i}", "norm"),
+    (PIXEL + "transformer.level_embed", OUR_PIXEL + "level_embedding", "array"),
     (PIXEL + "mask_features", OUR_PIXEL + "mask_features", "conv"),
     (PIXEL + "adapter_{i}", OUR_PIXEL + "lateral_{i}", "pointwise"),
     (PIXEL + "adapter_{i}.norm", OUR_PIXEL + "lateral_norm_{i}", "norm"),
     (PIXEL + "layer_{i}", OUR_PIXEL + "output_{i}", "conv"),
     (PIXEL + "layer_{i}.norm", OUR_PIXEL + "output_norm_{i}", "norm"),
     (ENCODER + "self_attn", OUR_ENCODER + "attention", "attention"),
+    (DEFORMABLE + "sampling_offsets", OUR_DEFORMABLE + "offsets", "linear"),
+    (DEFORMABLE + "attention_weights", OUR_DEFORMABLE + "weights", "linear"),
+    (DEFORMABLE + "value_proj", OUR_DEFORMABLE + "value", "linear"),
+    (DEFORMABLE + "output_proj", OUR_DEFORMABLE + "out", "linear"),
     (ENCODER + "linear1", OUR_ENCODER + "feed_forward/dense_0", "linear"),
     (ENCODER + "linear2", OUR_ENCODER + "feed_forward/dense_1", "linear"),
     (ENCODER + "norm1", OUR_ENCODER + "attention_norm", "norm"),
@@ -155,6 +227,19 @@ TABLE: tuple[tuple[str, str, str], ...] = (  # official module, our module, kind
 
 # Computed from the configuration, so not converted.
 BUFFERS = frozenset(("dilation_kernel", "criterion.empty_weight", HEAD + "self_attn_mask"))
+# For captions and retrieval, which SEEM does not have: an X-Decoder file has them in vain.
+XDECODER_ONLY = frozenset(
+    ("backbone_proj", HEAD + "caping_embed", HEAD + "pos_embed_caping.weight")
+)
+# Our parameters that X-Decoder lacks: they start anew when SEEM starts from X-Decoder.
+SEEM_ONLY = frozenset(
+    (
+        *(f"decoder/point_projection_{level}" for level in range(3)),
+        "decoder/memory_features",
+        "decoder/memory_positions",
+        "decoder/sign_embedding",
+    )
+)
 
 
 def _compile(template: str) -> re.Pattern:

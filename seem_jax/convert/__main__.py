@@ -1,0 +1,70 @@
+r"""Official weights to a work folder, and back. Neither torch nor pickle is used.
+
+    python -m seem_jax.convert seem_focalt_v1.pt --config=configs/focalt.py --output=runs/focalt_v1
+    python -m seem_jax.convert runs/focalt_v1 --reverse --output=focalt_v1.safetensors
+
+The first form takes .pt files (also training states) and .safetensors files of SEEM and X-Decoder.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from absl import app, flags
+
+from seem_jax.config_flag import CONFIG
+from seem_jax.convert.official_file import read_state
+
+OUTPUT = flags.DEFINE_string("output", None, "work folder, or file with --reverse", required=True)
+REVERSE = flags.DEFINE_bool("reverse", False, "from a work folder to an official safetensors file")
+STEP = flags.DEFINE_integer("step", None, "with --reverse: the step; the newest good one if absent")
+
+
+def run(source: str, output: str) -> None:
+    """Converts `source` as the flags say and prints what became of every name."""
+    if REVERSE.value:
+        from seem_jax.convert import work_folder
+
+        count = work_folder.reverse(source, output, STEP.value)
+        print(f"wrote {count} tensors to {output}")
+        return
+    if CONFIG.value is None:
+        raise ValueError(
+            "--config is missing: give the configuration of the model, as in configs/."
+        )
+    begin = time.perf_counter()
+    # A hostile file is refused here, before the second that importing JAX takes.
+    state = read_state(source)
+    from seem_jax.convert import work_folder
+
+    try:
+        report = work_folder.convert(state, CONFIG.value, output)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    print(f"{source}: {report.kind}, {report.num_tensors} tensors")
+    for title, names in (
+        ("left out, SEEM has no use for it", report.left_out),
+        ("not in the file, initialised", report.fresh),
+    ):
+        for name in names:
+            print(f"  {title}: {name}")
+    print(
+        f"wrote {report.num_parameters / 1e6:.2f} M parameters to {output} "
+        f"in {time.perf_counter() - begin:.0f} s"
+    )
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) != 2:
+        raise app.UsageError(f"give one file (or work folder with --reverse), not {argv[1:]}")
+    try:
+        run(argv[1], OUTPUT.value)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(main)
