@@ -17,6 +17,7 @@ from flax import linen as nn
 from seem_jax.config import ModelConfig
 from seem_jax.models.backbones import backbone
 from seem_jax.models.decoder.decoder import Decoder
+from seem_jax.models.decoder.rules import TABLES
 from seem_jax.models.language.text_encoder import TextEncoder, pool
 from seem_jax.models.pixel_decoders import pixel_decoder
 from seem_jax.models.prompts.text import text_tokens
@@ -125,7 +126,9 @@ class SEEM(nn.Module):
         yes = jnp.ones((1, 1), bool)
         text = text_tokens(tokens[None], token_valid[None], yes, jnp.zeros((1, 1), jnp.int32))
         visual = self.encode_prompts(features, prompts, 1)
-        memory = Memory(mask_embedding=visual.pooled, valid=yes)
+        memory = None
+        if "memory" in TABLES[self.config.decoder.rules]:
+            memory = Memory(mask_embedding=visual.pooled, valid=yes)
         return self.decode(features, text, visual, memory), self.logit_scale
 
 

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from seem_jax.config import BackboneConfig
+from seem_jax.models.backbones.davit import DaViT
 from seem_jax.models.backbones.focalnet import FocalNet
+from seem_jax.models.backbones.sam_vit import SamViT
 
-BACKBONES = {"focalnet": FocalNet}
+BACKBONES = {"davit": DaViT, "focalnet": FocalNet, "sam_vit": SamViT}
 
 
 def backbone(config: BackboneConfig, dtype: jnp.dtype = jnp.float32) -> nn.Module:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from seem_jax.config import DecoderConfig
-from seem_jax.models.decoder.rules import Group, self_attention_reads
+from seem_jax.models.decoder.rules import TABLES, Group, self_attention_reads
 from seem_jax.models.decoder.slots import default_query_index, offsets, spread_memory
 from seem_jax.models.prompts.visual import read_points
 from seem_jax.nn.attention import Attention
@@ -133,7 +133,12 @@ class Decoder(nn.Module):
     ) -> VisualTokens:
         """The tokens of drawn points; see models/prompts/visual.py."""
         return read_points(
-            features, prompts, num_prompts, self.point_projections, self.sign_embedding
+            features,
+            prompts,
+            num_prompts,
+            self.point_projections,
+            self.sign_embedding,
+            self.config.empty_pooled,
         )
 
     def predict(self, slots):
@@ -160,6 +165,8 @@ class Decoder(nn.Module):
             raise ValueError(
                 "memory was given without visual prompts: memory answers belong to them."
             )
+        if memory is not None and "memory" not in TABLES[config.rules]:
+            raise ValueError(f"memory was given, but config.rules = {config.rules!r} has none.")
         slots, positions, groups = self._start(
             batch, text, visual, memory, objects=objects, query_index=query_index
         )
@@ -220,13 +227,15 @@ class Decoder(nn.Module):
 
         config = self.config
         slots, positions, groups = {}, {}, {}
-        number = config.num_object_queries
+        number, table = config.num_object_queries, TABLES[config.rules]
         wanted = [("object", objects), ("text_query", text is not None)]
+        if "text_query" not in table:  # the object queries answer the prompts
+            wanted = [("object", objects or text is not None or visual is not None)]
         for name in [name for name, present in wanted if present]:
             slots[name] = repeat(self.query_features)
             positions[name] = repeat(self.query_positions)
             groups[name] = group(number)
-        if visual is not None:
+        if visual is not None and "visual_query" in table:
             per_prompt, num_prompts = config.queries_per_prompt, visual.pooled.shape[1]
             if query_index is None:
                 query_index = default_query_index(num_prompts, per_prompt, number)
@@ -270,20 +279,24 @@ def _organise(answers, lookers, visual, config) -> Outputs:
         part = lookers[name]
         return SlotOutputs(mask_embedding=masks[:, :, part], class_embedding=classes[:, :, part])
 
+    text, answers_prompts = group("text_query"), group("visual_query")
+    if "visual_query" not in TABLES[config.rules]:
+        text = answers_prompts = group("object")
     choice = None
     if visual is not None:
-        choice = choose_visual(masks[-1][:, lookers["visual_query"]], visual.pooled, config)
-    return Outputs(
-        object=group("object"),
-        text=group("text_query"),
-        visual=group("visual_query"),
-        visual_choice=choice,
-    )
+        choice = choose_visual(answers_prompts.mask_embedding[-1], visual.pooled, config)
+    return Outputs(object=group("object"), text=text, visual=answers_prompts, visual_choice=choice)
 
 
 def choose_visual(mask_embedding, pooled, config: DecoderConfig):
-    """int32 [B, P]: for each prompt the one of its own slots most like the pooled prompt."""
+    """int32 [B, P]: for each prompt the one of its own slots most like the pooled prompt.
+
+    Rules without visual queries let every prompt choose among all slots.
+    """
     b, n, d = mask_embedding.shape
+    if "visual_query" not in TABLES[config.rules]:
+        similarity = jnp.einsum("bqd,bpd->bpq", mask_embedding.astype(jnp.float32), pooled)
+        return jnp.argmax(similarity, axis=-1).astype(jnp.int32)
     own = mask_embedding.reshape(b, n // config.queries_per_prompt, config.queries_per_prompt, d)
     similarity = jnp.einsum("bpqd,bpd->bpq", own.astype(jnp.float32), pooled)
     start = jnp.arange(own.shape[1], dtype=jnp.int32)[None] * config.queries_per_prompt

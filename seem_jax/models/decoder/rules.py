@@ -2,7 +2,7 @@
 
 Groups: `object`, `text_query` and `visual_query` are queries that also look at the image, `memory`
 too; `text_token` and `visual_token` are the prompts themselves. Official source: SELF_ATTENTION in
-configs/seem/focalt_unicl_lang_v1.yaml and attention_data_struct_seemv1.py.
+configs/seem/focalt_unicl_lang_{v1,v0,demo}.yaml and attention_data_struct_seem{v1,v0,demo}.py.
 """
 
 from __future__ import annotations
@@ -23,6 +23,12 @@ _OFFICIAL = {
 
 TABLES = {
     "official": _OFFICIAL,
+    # The official demo model: one group of queries, and every prompt speaks to it, all at once.
+    "shared": {
+        "object": ("object", "text_token", "visual_token"),
+        "text_token": ("object", "text_token"),
+        "visual_token": ("visual_token",),
+    },
     # A click can help a phrase: its tokens and the text queries read the points drawn with it.
     "composed": {
         **_OFFICIAL,

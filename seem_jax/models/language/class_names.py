@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import logging
+import os
+import zipfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import jax
@@ -150,3 +156,78 @@ def embed(model, params: dict, token_ids, token_valid):
         return mean / jnp.sqrt(jnp.square(mean).sum())
 
     return jax.lax.map(one_class, (jnp.asarray(token_ids), jnp.asarray(token_valid)))
+
+
+class ClassTables:
+    """Makes class tables of any vocabulary; each is computed once where there is a cache folder.
+
+    Names are encoded one by one, so that a vocabulary of another size compiles nothing anew.
+    """
+
+    def __init__(self, model, tokenizer: Encoder, length: int, cache: str | Path | None = None):
+        """`length` is the number of tokens a sentence is cut to."""
+        self.model, self.tokenizer, self.length = model, tokenizer, length
+        self.cache = None if cache is None else Path(cache)
+        self._embed = jax.jit(functools.partial(embed, model))
+
+    def table(
+        self, params: dict, classes: Sequence[str | Sequence[str]], templates: Sequence[str]
+    ) -> np.ndarray:
+        """float32 [C + 1, V] of unit rows, "no object" last.
+
+        A class is a name or several synonyms, whose embeddings are averaged. Raises ValueError for
+        a class or vocabulary without names, and where two names read alike.
+        """
+        groups = [[names] if isinstance(names, str) else list(names) for names in classes]
+        if not groups or not all(name.strip() for group in groups for name in group or [""]):
+            raise ValueError(f"classes = {list(classes)!r}: expected names, at least one a class.")
+        names = [name for group in groups for name in group]
+        ids, valid = class_token_ids(self.tokenizer, names, self.length, templates)
+        owner = [c for c, group in enumerate([*groups, [NO_OBJECT]]) for _ in group]
+        if self.cache is None:
+            return self._compute(params, ids, valid, owner)
+        path = self.cache / f"{self._key(params, ids, valid, owner)}.npz"
+        found = _read_table(path)
+        if found is None:
+            found = self._compute(params, ids, valid, owner)
+            _write_table(path, found)
+        return found
+
+    def _compute(self, params, ids, valid, owner: list[int]) -> np.ndarray:
+        rows = [self._embed(params, ids[n, None], valid[n, None]) for n in range(len(ids))]
+        rows = np.concatenate(jax.device_get(rows))  # [names, V]
+        table = np.zeros((owner[-1] + 1, rows.shape[1]), np.float32)
+        np.add.at(table, owner, rows)
+        return table / np.linalg.norm(table, axis=1, keepdims=True)
+
+    def _key(self, params, ids, valid, owner: list[int]) -> str:
+        """SHA-256 of all that the table depends on: the text encoder, its weights, the sentences."""
+        config = self.model.config
+        total = hashlib.sha256(repr((config.text, config.dtype, ids.shape, owner)).encode())
+        weights = {name: params[name] for name in ("text", "text_projection")}
+        for path, leaf in jax.tree_util.tree_leaves_with_path(weights):
+            total.update(f"{jax.tree_util.keystr(path)}{leaf.shape}{leaf.dtype}".encode())
+            total.update(np.ascontiguousarray(jax.device_get(leaf)).data)
+        total.update(np.ascontiguousarray(ids).data)
+        total.update(np.ascontiguousarray(valid).data)
+        return total.hexdigest()
+
+
+def _read_table(path: Path) -> np.ndarray | None:
+    """The table in a file, or None where there is none or a damaged one (zip has a checksum)."""
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return file["table"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        logging.getLogger(__name__).warning("%s is damaged (%s); made again.", path, error)
+        return None
+
+
+def _write_table(path: Path, table: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
+    with aside.open("wb") as file:
+        np.savez(file, table=table)
+    os.replace(aside, path)

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from seem_jax.config import PixelDecoderConfig
+from seem_jax.models.pixel_decoders.deformable import Deformable
 from seem_jax.models.pixel_decoders.fpn import FPN
 
-PIXEL_DECODERS = {"fpn": FPN}
+PIXEL_DECODERS = {"deformable": Deformable, "fpn": FPN}
 
 
 def pixel_decoder(config: PixelDecoderConfig, dtype: jnp.dtype = jnp.float32) -> nn.Module:

@@ -9,14 +9,19 @@ from seem_jax.types import Features, VisualPrompts, VisualTokens
 
 
 def read_points(
-    features: Features, prompts: VisualPrompts, num_prompts: int, projections, sign_embedding
+    features: Features,
+    prompts: VisualPrompts,
+    num_prompts: int,
+    projections,
+    sign_embedding,
+    empty_pooled: float,
 ) -> VisualTokens:
     """Tokens of the drawn points, read from `features` (the image they were drawn on).
 
     projections holds one [D, D] matrix per level (official mask_sptial_embed), sign_embedding is
     [2, D]: row 0 for "this object", row 1 for "not this" (official pn_indicator). Reading is linear,
-    so points are sampled first and projected after. A prompt without positive points pools to -1
-    (official seem_v1.py). Coordinates are pixel / size read with aligned corners, as officially.
+    so points are sampled first and projected after. A prompt without positive points pools to
+    empty_pooled. Coordinates are pixel / size read with aligned corners, as officially.
     """
     sign = jnp.where(prompts.positive[..., None], sign_embedding[0], sign_embedding[1])  # [B, K, D]
     levels = tuple(
@@ -35,6 +40,6 @@ def read_points(
         levels=levels,
         prompt=jnp.where(prompts.valid, prompts.prompt, -1),
         valid=prompts.valid,
-        pooled=jnp.where(count > 0, mean, -1.0),
+        pooled=jnp.where(count > 0, mean, empty_pooled),
         prompt_valid=member.any(-1),
     )
