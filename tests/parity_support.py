@@ -1,20 +1,21 @@
-"""The official numbers beside the checkout (../shared/parity): weights by a seed, inputs, goldens."""
+"""The official numbers beside the checkout (../shared/parity), for tests that skip without them."""
 
 from __future__ import annotations
 
 import functools
-import importlib.util
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from seem_jax.convert.rules import State, convert_state
+from tests.parity.__main__ import stage_lines
+from tests.parity.report import load
+from tests.parity.subject import Subject, load_recipe
 
 ROOT = Path(__file__).resolve().parents[1].parent / "shared" / "parity"
 SEED = 2023
+NAME = "seem_focalt_unicl_lang_v1"  # the configuration of the goldens there
 FEATURES = ("backbone.", "sem_seg_head.pixel_decoder.")
-TEXT = ("sem_seg_head.predictor.lang_encoder.",)
 
 
 def need_material() -> None:
@@ -27,17 +28,24 @@ def need_material() -> None:
 def recipe():
     """The module that makes weights and inputs from a seed."""
     need_material()
-    spec = importlib.util.spec_from_file_location("parity_recipe", ROOT / "recipe.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe(ROOT)
 
 
-def golden(stage: str) -> dict[str, np.ndarray]:
-    """All arrays of goldens/focalt_v1_<stage>.npz."""
+@functools.cache
+def subject() -> Subject:
+    """Focal-T v1 with the weights of the goldens; one model serves all tests."""
     need_material()
-    with np.load(ROOT / "goldens" / f"focalt_v1_{stage}.npz") as file:
-        return dict(file)
+    return Subject(NAME, SEED, ROOT / "manifests")
+
+
+def check_stage(stage: str) -> None:
+    """Compares every array of a golden file; raises AssertionError listing those that fail."""
+    need_material()
+    paths = sorted((ROOT / "goldens").glob("*.npz"))
+    (path,) = [path for path in paths if path.stem.endswith(f"_{stage}")]
+    lines = stage_lines(subject(), load(path), path, paths)
+    failed = [str(line) for line in lines if line.passed is False]
+    assert lines and not failed, "\n".join(failed)
 
 
 def manifest(name: str) -> list[tuple[str, tuple[int, ...], str]]:
@@ -58,19 +66,3 @@ def official_weights(
 def converted(shapes: dict, parts: tuple[str, ...] = ("",)) -> dict:
     """Our parameters of Focal-T v1; `shapes` is the expected tree of the same parts."""
     return convert_state(official_weights(parts=parts), shapes)
-
-
-def images(count: int = 2, height: int = 256, width: int = 320) -> np.ndarray:
-    """The golden images, uint8 [B, H, W, 3]."""
-    made = [recipe().make_image(SEED, index, height, width) for index in range(count)]
-    return np.stack(made).transpose(0, 2, 3, 1)
-
-
-def error(stage: dict[str, np.ndarray], name: str, array) -> float:
-    """Relative rms difference of an array, in the official layout, from a golden."""
-    return recipe().compare(stage, name, np.asarray(array))["rel_rms"]
-
-
-def channels_first(x) -> np.ndarray:
-    """[B, h, w, C] -> [B, C, h, w]."""
-    return np.asarray(x).transpose(0, 3, 1, 2)

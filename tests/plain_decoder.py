@@ -78,15 +78,12 @@ def plain_decode(
     query_index=None,
     memory_index=None,
     objects=True,
-    attention_bits=None,
 ):
     """Every intermediate of a forward pass, as lists over layers.
 
     params: the "decoder" tree. mask [B, h, w, D]; levels coarse to fine. text: types.TextTokens.
     prompts: types.VisualPrompts. previous: mask logits [B, P, h, w] of the last round.
-    attention_bits: blocked pixels bool [B, N, S] per layer, used instead of those of the predicted
-    masks (which stay in the result): a logit at rounding distance of 0 then changes nothing.
-    Gives dict(mask_embedding, class_embedding, mask_logits, attn_mask, cross, self, ffn, sizes, pooled).
+    Gives dict(mask_embedding, class_embedding, mask_logits, attn_mask, sizes, pooled).
     """
     heads = config.num_heads
     batch, h4, w4, d = mask.shape
@@ -102,15 +99,17 @@ def plain_decode(
         return jnp.broadcast_to(x, (batch, *x.shape))
 
     slots, positions = {}, {}
-    wanted = {"object": objects, "text_query": text is not None}
+    shared = config.rules == "shared"  # the object queries answer every prompt
+    wanted = {"object": objects or shared, "text_query": text is not None and not shared}
     for name in [name for name, present in wanted.items() if present]:
         slots[name] = repeat(params["query_features"])
         positions[name] = repeat(params["query_positions"])
     per = config.queries_per_prompt
     pooled = None
     if prompts is not None:
-        slots["visual_query"] = params["query_features"][query_index]
-        positions["visual_query"] = params["query_positions"][query_index]
+        if not shared:
+            slots["visual_query"] = params["query_features"][query_index]
+            positions["visual_query"] = params["query_positions"][query_index]
         at_points = grid_sample(mask, prompts.points)
         pooled = []
         for b in range(batch):
@@ -118,7 +117,7 @@ def plain_decode(
             for n in range(num_prompts):
                 member = prompts.valid[b] & prompts.positive[b] & (prompts.prompt[b] == n)
                 some = at_points[b][np.asarray(member)]
-                rows.append(some.mean(0) if len(some) else -jnp.ones(d))
+                rows.append(some.mean(0) if len(some) else jnp.full(d, config.empty_pooled))
             pooled.append(jnp.stack(rows))
         pooled = jnp.stack(pooled)
     if previous is not None:
@@ -147,7 +146,6 @@ def plain_decode(
 
     looking = list(slots)
     out = {k: [] for k in ("mask_embedding", "class_embedding", "mask_logits", "attn_mask")}
-    out |= {k: [] for k in ("cross", "self", "ffn")}
 
     def record(next_layer):
         embedding, classes, logits = predict(cat({n: slots[n] for n in looking}))
@@ -159,7 +157,7 @@ def plain_decode(
     record(0)
     for i in range(config.num_layers):
         p, level = params[f"layer_{i}"], i % 3
-        blocked = out["attn_mask"][-1] if attention_bits is None else attention_bits[i]
+        blocked = out["attn_mask"][-1]
         if previous is not None:
             size = sources[level].shape[1:3]
             remembered = blocked_at(previous, size)
@@ -177,7 +175,6 @@ def plain_decode(
                 p["cross_attention"], x + place, pixels + sines[level], pixels, blocked, heads
             ),
         )
-        out["cross"].append(x)
         start = 0
         for name in looking:
             n = slots[name].shape[1]
@@ -201,9 +198,7 @@ def plain_decode(
             p["self_norm"],
             x + attention(p["self_attention"], x + place, x + place, x, ~reads, heads),
         )
-        out["self"].append(x)
         x = norm(p["feed_forward_norm"], x + mlp(p["feed_forward"], x))
-        out["ffn"].append(x)
         start = 0
         for name, value in everything.items():
             n = value.shape[1]
@@ -228,13 +223,20 @@ def _reads(everything, text, prompts, per, owner):
 
     if "object" in names:
         put("object", "object", True)
+    shared = "object" in names and not {"text_query", "visual_query"} & set(names)
     if text is not None:
         valid = np.asarray(text.valid)
-        put("text_query", "text_query", True)
-        put("text_query", "text_token", valid[:, None, :])
-        put("text_token", "text_query", valid[:, :, None])
+        queries = "object" if shared else "text_query"
+        put(queries, queries, True)
+        put(queries, "text_token", valid[:, None, :])
+        put("text_token", queries, valid[:, :, None])
         put("text_token", "text_token", valid[:, :, None] & valid[:, None, :])
-    if prompts is not None:
+    if prompts is not None and shared:
+        valid = np.asarray(prompts.valid)
+        put("object", "visual_token", valid[:, None, :])
+        token = np.where(valid, np.asarray(prompts.prompt), -1)
+        put("visual_token", "visual_token", token[:, :, None] == token[:, None, :])
+    if prompts is not None and not shared:
         count = everything["visual_query"].shape[1]
         query = np.repeat(np.arange(count // per), per)[None].repeat(batch, 0)
         token = np.where(np.asarray(prompts.valid), np.asarray(prompts.prompt), -1)
