@@ -1,39 +1,60 @@
 """Evaluates a trained run: a checkpoint in, scores, picture sheets and a report out.
 
     python -m seem_jax.evaluate --checkpoint=runs/shapes --output=runs/shapes/again
+    python -m seem_jax.evaluate --checkpoint=runs/shapes --output=out --calibrate \
+        --tasks=panoptic,instance,semantic,referring,interactive,video
     python -m seem_jax.evaluate --checkpoint=runs/shapes --output=out --config=configs/shapes.py \
         --config.evaluation.max_images=100
 
 Without --config everything is as the run was configured; with it, the model must be the same and
-data and evaluation are those of the file.
+data and evaluation are those of the file. The results of each sample go to OUTPUT/samples; the same
+command after a kill goes on where it stopped. Several hosts: start the same command on each with
+--distributed (see seem_jax/train.py); each answers its share of the samples.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 
 import jax
 from absl import app, flags
 
 from seem_jax import checkpoint
 from seem_jax.config import Config, validate
-from seem_jax.config_flag import CONFIG
+from seem_jax.config_flag import CONFIG, join_processes
 from seem_jax.evaluation import evaluator, report
 from seem_jax.models.seem import build
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "work folder of a training run", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "folder for the results", required=True)
+TASKS = flags.DEFINE_list(
+    "tasks", None, f"of {', '.join(evaluator.TASKS)}; as configured if absent"
+)
+CALIBRATE = flags.DEFINE_bool("calibrate", False, "fit a temperature of the class scores")
 STEP = flags.DEFINE_integer("step", None, "step of the checkpoint; the newest good one if absent")
 
 
-def evaluate(run: str, output: str, config: Config | None, step: int | None) -> dict[str, float]:
-    """The scores of a checkpoint; writes evaluation.json, report.html and pictures to `output`.
+def evaluate(
+    run: str,
+    output: str,
+    config: Config | None,
+    step: int | None,
+    *,
+    tasks: Sequence[str] | None = None,
+    calibrate: bool = False,
+) -> dict[str, float]:
+    """The scores of a checkpoint; writes evaluation.json, report.html, samples and pictures to
+    `output`. tasks and calibrate come before those of the configuration.
 
     Raises ValueError where there is no sound checkpoint or its model is not the one of `config`.
     """
     params, saved = checkpoint.restore_params(run, step)
     config = config or saved
+    options = config.evaluation
+    options.tasks = tuple(tasks) if tasks is not None else options.tasks
+    options.calibrate = calibrate or options.calibrate
     validate(config)
     given, trained = (dataclasses.asdict(c.model) for c in (config, saved))
     different = sorted(part for part in trained if given[part] != trained[part])
@@ -45,7 +66,8 @@ def evaluate(run: str, output: str, config: Config | None, step: int | None) -> 
     if config.compile_cache:
         jax.config.update("jax_compilation_cache_dir", config.compile_cache)
     numbers = evaluator.run(build(config.model), params, config, workdir=output)
-    report.write(output, config, numbers)
+    if jax.process_index() == 0:
+        report.write(output, config, numbers)
     return numbers
 
 
@@ -53,7 +75,15 @@ def main(argv: list[str]) -> int:
     if argv[1:]:
         raise app.UsageError(f"unknown arguments {argv[1:]}")
     try:
-        numbers = evaluate(CHECKPOINT.value, OUTPUT.value, CONFIG.value, STEP.value)
+        join_processes()
+        numbers = evaluate(
+            CHECKPOINT.value,
+            OUTPUT.value,
+            CONFIG.value,
+            STEP.value,
+            tasks=TASKS.value,
+            calibrate=CALIBRATE.value,
+        )
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

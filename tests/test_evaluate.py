@@ -32,6 +32,9 @@ def stubs(monkeypatch):
 def test_numbers_and_report_are_written(stubs, tmp_path):
     assert command.evaluate("run", str(tmp_path / "new"), None, None) == {"panoptic/pq": 50.0}
     assert stubs == [tiny_config()]
+    command.evaluate("run", str(tmp_path / "new"), None, None, tasks=["video"], calibrate=True)
+    assert stubs[1].evaluation.tasks == ("video",)
+    assert stubs[1].evaluation.calibrate
     stored = json.loads((tmp_path / "new" / "evaluation.json").read_text())
     assert stored == {"panoptic/pq": 50.0}
     assert (tmp_path / "new" / "report.html").is_file()

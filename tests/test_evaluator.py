@@ -7,6 +7,8 @@ tested is everything around a model: vocabulary, sizes, padding, clicks, countin
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 
 import cv2
 import jax
@@ -18,7 +20,8 @@ from pycocotools import mask as coco_mask
 
 from seem_jax import postprocess
 from seem_jax.data.schema import Record
-from seem_jax.evaluation import evaluator, programs
+from seem_jax.evaluation import evaluator, results, sessions
+from seem_jax.evaluation.tasks import base
 from seem_jax.models.seem import build, initialise
 from seem_jax.types import Features, Outputs, SlotOutputs, VisualTokens
 from tests.fakes import tiny_config
@@ -151,76 +154,216 @@ def record(number: int, height: int, width: int, block: int) -> Record:
 
 @pytest.fixture
 def setting(monkeypatch):
-    """(config, params) of an evaluation on three images of different sizes, one batch half empty."""
-    records = [record(0, 64, 64, 8), record(1, 32, 64, 8), record(2, 32, 32, 4)]
-    split = FakeSplit(records)
-    monkeypatch.setattr(evaluator.catalog, "open_split", lambda root, name: split)
-    monkeypatch.setattr(evaluator, "Tokenizer", FakeTokenizer)
+    """(config, params, split) of three images of different sizes, one batch half empty."""
+    split = FakeSplit([record(0, 64, 64, 8), record(1, 32, 64, 8), record(2, 32, 32, 4)])
+    monkeypatch.setattr(base.catalog, "open_split", lambda root, name: split)
+    monkeypatch.setattr(base, "Tokenizer", FakeTokenizer)
     config = tiny_config()
     config.evaluation.max_images = 0
     config.evaluation.max_clicks = 3
-    return config, {"logit_scale": jnp.float32(4.0)}
+    config.evaluation.num_pictures = 3
+    return config, {"logit_scale": jnp.float32(4.0)}, split
+
+
+def only(config, *tasks: str, **options):
+    """The configuration with these tasks and evaluation options."""
+    values = {"tasks": tasks} | options
+    return dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, **values))
 
 
 def test_right_answers_are_counted_as_right(setting, tmp_path):
-    config, params = setting
+    config, params, _ = setting
     got = evaluator.run(Oracle(), params, config, workdir=tmp_path)
     # Bilinear masks round the corners of the blocks, so areas are not perfect, but decisions are.
     exact = [key for key in got if "/rq" in key or "/p@" in key]
     assert len(exact) == 3 + 3 * 5
     assert {key: got[key] for key in exact} == pytest.approx(dict.fromkeys(exact, 100.0))
-    assert min(value for key, value in got.items() if "noc" not in key) > 97
+    high = [key for key in got if key.endswith(("pq", "sq", "ciou", "miou", "iou@1", "iou@3"))]
+    assert min(got[key] for key in high) > 97
     assert {got[f"interactive/click/noc@{t}"] for t in (50, 80, 85, 90)} == {1.0}
+    assert got["panoptic/risk"] == 0.0
     for key in ("panoptic/pq_things", "referring/text+click/ciou", "referring/unseen/p@0.5"):
         assert key in got
     names = {path.name for path in (tmp_path / "pictures").iterdir()}
-    assert names == {
-        "panoptic.png",
-        "referring.png",
-        "referring_unseen.png",
-        "interactive_click.png",
-    }
+    tasks = ("panoptic", "referring", "referring_unseen", "interactive_click")
+    assert names == {f"{task}.png" for task in tasks}
     sheet = cv2.imread(str(tmp_path / "pictures" / "interactive_click.png"))
     assert sheet.shape[1] == 10 + 4 * 266
     assert sheet.std() > 10
 
 
+def test_the_other_tasks_of_a_model_that_knows_the_answer(setting, tmp_path):
+    config, params, _ = setting
+    config = only(config, "instance", "semantic", "referring", referring_ways=("click",))
+    got = evaluator.run(Oracle(), params, config, workdir=tmp_path)
+    assert got["instance/ap50"] == pytest.approx(100)
+    assert got["semantic/miou"] == got["semantic/miou_true"] > 97
+    assert got["referring/ciou"] > 97  # one way alone needs no name
+    header, _ = results.read(tmp_path / "samples" / "semantic.jsonl")
+    assert header["protocol"]["metric"].startswith("SEEM SemSegEvaluator")
+
+
+@pytest.mark.parametrize(
+    "kind", ["circle", *(pytest.param(k, marks=pytest.mark.slow) for k in ("polygon", "box"))]
+)
+def test_other_first_prompts_and_the_other_user(setting, tmp_path, kind):
+    config, params, _ = setting
+    config = only(config, "interactive", first_prompts=(kind,), ritm=kind == "circle")
+    got = evaluator.run(Oracle(), params, config, workdir=tmp_path)
+    for name in (kind, "ritm/click")[: 1 + (kind == "circle")]:
+        assert got[f"interactive/{name}/noc@90"] == 1.0
+        assert got[f"interactive/{name}/objects"] > 10
+
+
 def test_an_answer_of_the_second_round_counts_two_clicks(setting, tmp_path):
-    config, params = setting
-    config.data.panoptic_eval = config.data.referring_eval = config.data.referring_unseen_eval = ""
-    got = evaluator.run(Oracle(late=True), params, config, workdir=tmp_path)
+    config, params, _ = setting
+    got = evaluator.run(Oracle(late=True), params, only(config, "interactive"), workdir=tmp_path)
     assert set(got) == {key for key in got if key.startswith("interactive/click/")}
     assert got["interactive/click/noc@85"] == got["interactive/click/noc@90"] == 2.0
     assert got["interactive/click/iou@1"] < 1
     assert got["interactive/click/iou@2"] == got["interactive/click/iou@3"] > 97
 
 
+def test_a_video_is_followed_from_its_first_frame(setting, tmp_path):
+    config, params, split = setting
+    split.records = [
+        dataclasses.replace(record(5, 64, 64, 8), sequence=name, frame=frame)
+        for name, frames in (("a", 5), ("b", 3))
+        for frame in range(frames)
+    ]
+    got = evaluator.run(Oracle(), params, only(config, "video"), workdir=tmp_path)
+    assert got["video/j"] > 97
+    assert got["video/f"] == pytest.approx(100)
+    assert got["video/objects"] == 2 * 7
+    _, found = results.read(tmp_path / "samples" / "video.jsonl")
+    assert [np.shape(result["region"]) for result in found] == [(7, 3), (7, 1)]
+    assert "video/click/j&f" in got
+
+
 def test_evaluating_again_compiles_nothing(setting, tmp_path):
-    config, params = setting
+    config, params, _ = setting
     runner = evaluator.Evaluator(Oracle(), config)
     first = runner.run(params, workdir=tmp_path)
-    sizes = [getattr(runner, name)._cache_size() for name in ("encode", "click_session")]
+    programs = [runner.context.encode, runner.tasks[-1].advance]
+    sizes = [program._cache_size() for program in programs]
     again = runner.run(params, workdir=tmp_path)
     assert again == first
-    assert sizes == [getattr(runner, name)._cache_size() for name in ("encode", "click_session")]
+    assert sizes == [program._cache_size() for program in programs]
+
+
+def test_a_killed_evaluation_goes_on_and_another_model_begins_anew(setting, tmp_path, monkeypatch):
+    config, params, _ = setting
+    config = only(config, "panoptic")
+    want = evaluator.run(Oracle(), params, config, workdir=tmp_path / "whole")
+    whole = results.read(tmp_path / "whole" / "samples" / "panoptic.jsonl")
+
+    def killed(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results.Store, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            evaluator.run(Oracle(), params, config, workdir=tmp_path / "cut")
+    part = tmp_path / "cut" / "samples" / "panoptic.part0.jsonl"
+    lines = part.read_text().splitlines(keepends=True)
+    part.write_text("".join(lines[:3]) + lines[3][:20])  # two whole results and a cut one
+    answered = []
+    seen = base.Context.batches
+    monkeypatch.setattr(
+        base.Context,
+        "batches",
+        lambda self, split, units: answered.append(list(units)) or seen(self, split, units),
+    )
+    got = evaluator.run(Oracle(), params, config, workdir=tmp_path / "cut")
+    assert answered[0] == [[2]]  # the first batch of two was kept
+    assert got == want
+    assert results.read(tmp_path / "cut" / "samples" / "panoptic.jsonl") == whole
+    assert not part.exists()
+    part.write_text("".join(lines))
+    other = {"logit_scale": jnp.float32(4.5)}
+    evaluator.run(Oracle(), other, config, workdir=tmp_path / "cut")
+    assert answered[2] == [[0, 1], [2]]
+
+
+@pytest.mark.parametrize("missing", ["truth", "things"])
+def test_a_set_without_truth_or_without_things_has_numbers(setting, tmp_path, missing):
+    config, params, split = setting
+    if missing == "truth":
+        bare = {"segment_id": [], "segment_category": [], "segment_crowd": []}
+        empty = cv2.imencode(".png", np.zeros((32, 64), np.uint8))[1].tobytes()
+        split.records = [dataclasses.replace(split.records[1], segment_map=empty, **bare)]
+    else:
+        split.num_things = 0
+    tasks = ("panoptic", "instance", "semantic", "interactive")
+    got = evaluator.run(Oracle(), params, only(config, *tasks), workdir=tmp_path)
+    assert math.isnan(got["instance/ap"])
+    assert math.isnan(got["interactive/click/noc@90"])
+    assert got["interactive/click/objects"] == 0
+    assert math.isnan(got["semantic/miou"]) == (missing == "truth")
+    if missing == "things":
+        assert math.isnan(got["panoptic/pq_things"])
+        assert got["panoptic/pq"] == got["panoptic/pq_stuff"] > 0
+
+
+def test_a_vocabulary_gives_names_and_must_be_complete(setting, tmp_path):
+    config, params, _ = setting
+    path = tmp_path / "names.json"
+    path.write_text(json.dumps({"c0": "c0", "c1": ["c1"], "c2": "c2", "c3-stuff": "c3"}))
+    config = only(config, "panoptic", vocabulary=str(path))
+    got = evaluator.run(Oracle(), params, config, workdir=tmp_path)
+    assert got["panoptic/rq"] == pytest.approx(100)
+    path.write_text(json.dumps({"c0": "c0"}))
+    with pytest.raises(ValueError, match=r"lacks the class 'c1'"):
+        evaluator.run(Oracle(), params, config, workdir=tmp_path)
+
+
+def test_unknown_tasks_are_named(setting):
+    config, _, _ = setting
+    with pytest.raises(ValueError, match=r"tasks = \('panoptik',\): expected names of"):
+        evaluator.Evaluator(Oracle(), only(config, "panoptik"))
+
+
+def test_pictures_are_the_best_the_median_and_the_worst():
+    stored = [{"sample": k, "score": float(k)} for k in range(10)] + [{"sample": 99, "score": None}]
+    assert evaluator.ranked(stored, 3) == {9: "best", 5: "median", 0: "worst"}
+    assert evaluator.ranked(stored[:2], 6) == {1: "best", 0: "worst"}
+    assert evaluator.ranked([], 3) == {}
+
+
+def untrained(config):
+    """A real model with random parameters."""
+    model = build(config.model)
+    rng = np.random.default_rng(0)
+    shapes = nn.unbox(jax.eval_shape(lambda key: initialise(model, key), jax.random.key(0)))
+    return model, jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(x.dtype), shapes)
 
 
 def test_a_session_depends_on_no_batch_mate():
     """With a real, untrained model: the same clicks and answers in other company."""
-    config = tiny_config()
-    model = build(config.model)
+    model, params = untrained(tiny_config())
     rng = np.random.default_rng(0)
-    shapes = nn.unbox(jax.eval_shape(lambda key: initialise(model, key), jax.random.key(0)))
-    params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(x.dtype), shapes)
     images = rng.integers(0, 255, (3, 64, 64, 3)).astype(np.uint8)
     maps = np.kron(rng.integers(0, 4, (3, 4, 4)), np.ones((16, 16), np.int64)).astype(np.int32)
-    sizes = [(64, 64)] * 2
-    plan = postprocess.plan_resize(np.array(sizes), sizes, (16, 16), (64, 64), antialias=False)
+    sizes = np.full((2, 2), 64, np.int32)
+    plan = postprocess.plan_resize(sizes, [(64, 64)] * 2, (16, 16), (64, 64), antialias=False)
+    user = sessions.SeemUser()
 
     @jax.jit
     def session(params, images, maps, wanted):
         features = model.apply({"params": params}, images, method="encode_image")
-        return programs.click_session(model, params, features, maps, maps, wanted, plan, 3)
+        rows = sessions.Rows(maps, maps, wanted, sizes, sizes, plan, None)
+        state = sessions.begin(rows, features, user, 3)
+        return sessions.advance(
+            model,
+            params,
+            jnp.float32(0),
+            jnp.ones(2, bool),
+            rows,
+            features,
+            state,
+            user=user,
+            max_clicks=3,
+        )
 
     def run(mate: int, wanted):
         pair = np.array([0, mate])

@@ -39,7 +39,7 @@ def run(tmp_path):
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (tmp_path / "metrics.jsonl").write_text(text + '{"step": 4, "lo')
-    sheet = Sheet(("input", "prediction"), limit=2)
+    sheet = Sheet(("input", "prediction"))
     sheet.add([np.full((20, 30, 3), 90, np.uint8)] * 2, "a <caption>" * 40)
     sheet.save(tmp_path / "pictures" / "panoptic.png")
     return tmp_path
@@ -93,12 +93,10 @@ def test_a_curve_stays_inside_its_frame():
 
 
 def test_a_sheet_has_its_rows_and_columns(tmp_path):
-    sheet = Sheet(("a", "b", "c"), limit=1)
-    assert not sheet.full
+    sheet = Sheet(("a", "b", "c"))
     sheet.save(tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
     sheet.add([np.zeros((10, 40, 3), np.uint8)] * 3, "row")
-    assert sheet.full
     sheet.save(tmp_path / "some.png")
     assert Image.open(tmp_path / "some.png").size[0] > 3 * 256
     with pytest.raises(ValueError, match="2 pictures"):

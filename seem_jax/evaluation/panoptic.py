@@ -31,6 +31,12 @@ class Counts:
     false_negative: int = 0
     iou: float = 0.0  # sum over the true positives
 
+    def add(self, other: Counts) -> None:
+        self.true_positive += other.true_positive
+        self.false_positive += other.false_positive
+        self.false_negative += other.false_negative
+        self.iou += other.iou
+
     def quality(self) -> tuple[float, float, float]:
         """(PQ, SQ, RQ) as fractions; NaN where the category occurred nowhere."""
         total = self.true_positive + 0.5 * self.false_positive + 0.5 * self.false_negative
@@ -57,8 +63,9 @@ class PanopticQuality:
     ) -> None:
         """One image: integer maps [H, W] of segment ids, 0 for void, and their segments.
 
-        predicted_segments holds (id, category). Raises ValueError, naming the image, for maps of
-        unequal size, ids without a segment, segments without a pixel and unknown categories.
+        predicted_segments holds (id, category). A true segment without a pixel is a miss, as for
+        the owner. Raises ValueError, naming the image, for maps of unequal size, ids without a
+        segment, predicted segments without a pixel, ids listed twice and unknown categories.
         """
         if truth.shape != predicted.shape:
             raise ValueError(
@@ -70,20 +77,25 @@ class PanopticQuality:
         pair = truth_at.reshape(-1) * shape[1] + predicted_at.reshape(-1)
         overlap = np.bincount(pair, minlength=shape[0] * shape[1]).reshape(shape)
 
-        true = {s.id: s for s in truth_segments}
-        found = dict(predicted_segments)
-        self._check(true, truth_ids, {i: s.category for i, s in true.items()}, f"{name}, truth")
-        self._check(found, predicted_ids, found, f"{name}, prediction")
-        self._count(true, found, truth_ids, predicted_ids, overlap)
+        truth_segments, predicted_segments = list(truth_segments), list(predicted_segments)
+        true = [(segment.id, segment.category) for segment in truth_segments]
+        self._check(true, truth_ids, f"{name}, truth", must_show=False)
+        self._check(predicted_segments, predicted_ids, f"{name}, prediction", must_show=True)
+        self._count(truth_segments, dict(predicted_segments), truth_ids, predicted_ids, overlap)
 
-    def _check(self, segments, ids: np.ndarray, categories: Mapping[int, int], name: str) -> None:
+    def _check(self, pairs: list[tuple[int, int]], ids: np.ndarray, name: str, must_show: bool):
+        listed = [i for i, _ in pairs]
+        twice = sorted({i for i in listed if listed.count(i) > 1})
+        if twice:
+            raise ValueError(f"{name}: the ids {twice} are listed more than once.")
         present = set(ids.tolist()) - {VOID}
-        if present != set(segments):
+        unlisted, unseen = sorted(present - set(listed)), sorted(set(listed) - present)
+        if unlisted or (must_show and unseen) or VOID in listed:
             raise ValueError(
-                f"{name}: ids only in the map {sorted(present - set(segments))}, only among the "
-                f"segments {sorted(set(segments) - present)}; they must coincide."
+                f"{name}: ids only in the map {unlisted}, only among the segments {unseen}; they "
+                f"must coincide ({VOID} is void)."
             )
-        unknown = sorted(set(categories.values()) - set(self.is_thing))
+        unknown = sorted({category for _, category in pairs} - set(self.is_thing))
         if unknown:
             raise ValueError(
                 f"{name}: unknown categories {unknown}; known are {sorted(self.is_thing)}."
@@ -97,25 +109,25 @@ class PanopticQuality:
         area = {i: int(overlap[:, column[i]].sum()) for i in found}
         crowd: dict[int, np.ndarray] = {}  # the last crowd segment listed of each category
         matched: set[int] = set()
-        for segment in true.values():
-            pixels = overlap[row[segment.id]]
+        for segment in true:
+            pixels = overlap[row[segment.id]] if segment.id in row else nothing
             if segment.crowd:
                 crowd[segment.category] = pixels
                 continue
             size = int(pixels.sum()) if segment.area is None else segment.area
-            counts = self.counts[segment.category]
+            counts, missed = self.counts[segment.category], True
+            # Maps match once at most; with an area from elsewhere more can, and the owner counts all.
             for i, category in found.items():
-                if category != segment.category or i in matched:
-                    continue
                 shared = int(pixels[column[i]])
+                if category != segment.category or not shared:
+                    continue
                 union = area[i] + size - shared - int(void[column[i]])
                 if union > 0 and shared / union > 0.5:
                     counts.true_positive += 1
                     counts.iou += shared / union
                     matched.add(i)
-                    break
-            else:
-                counts.false_negative += 1
+                    missed = False
+            counts.false_negative += missed
         for i in set(found) - matched:
             ignored = int(void[column[i]]) + int(crowd.get(found[i], nothing)[column[i]])
             if ignored / area[i] <= 0.5:

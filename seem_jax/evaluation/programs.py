@@ -8,25 +8,8 @@ from flax import struct
 
 from seem_jax import interaction, postprocess
 from seem_jax.losses.text import phrase_logits
-from seem_jax.models.seem import class_logits, mask_logits, remember, text_tokens
-from seem_jax.types import Features, Memory, VisualPrompts
-
-GOOD_ENOUGH = 0.9  # IoU above which all objects of a record stop its session (official)
-
-
-def panoptic(model, params, features: Features, table, plan, threshold: float):
-    """`postprocess.PanopticSlots` of each image, [B, ...]; object queries only."""
-    outputs = model.apply({"params": params}, features, method="decode").object
-    names = class_logits(outputs.class_embedding[-1], table, params["logit_scale"])
-    masks = mask_logits(outputs.mask_embedding[-1], features)  # [B, Q, h, w]
-
-    def one(image):  # one at a time: Q full-size maps of a whole batch would not fit
-        names, masks, plan = image
-        alone = jax.tree.map(lambda array: array[None], plan)
-        full = postprocess.resize(masks[None], alone)[0]
-        return postprocess.panoptic_slots(names, full, plan.inside, threshold)
-
-    return jax.lax.map(one, (names, masks, plan))
+from seem_jax.models.seem import mask_logits, remember, text_tokens
+from seem_jax.types import Features, VisualPrompts
 
 
 @struct.dataclass
@@ -39,137 +22,117 @@ class Answers:
     clicks: VisualPrompts | None  # what was drawn, [B, 9 G]
 
 
-def answer_phrases(
+def answer_text(model, params, features, token_ids, token_valid, truth, clicked, plan) -> Answers:
+    """The mask of each phrase from its text alone; arguments as of `answer_text_and_click`."""
+    del clicked
+
+    def one(phrase):
+        ids, valid, truth = phrase
+        mask = _by_text(model, params, features, ids, valid, None, plan)
+        return _scored(mask, truth, None)
+
+    return _each_phrase(one, token_ids, token_valid, truth)
+
+
+def answer_text_and_click(
     model, params, features, token_ids, token_valid, truth, clicked, plan
 ) -> Answers:
     """The mask of each phrase, decoded alone so that it depends on no other phrase.
 
-    token_ids and token_valid [B, G, J]; truth bool [B, G, H, W] at original size. With clicked
-    (bool [B, G, h, w], the truth at model size) each phrase comes with the official first click on
-    its object; None is text alone.
+    token_ids and token_valid [B, G, J]; truth bool [B, G, H, W] at original size, clicked
+    bool [B, G, h, w] the same at model size: the official first click on it comes with the phrase.
     """
-    variables = {"params": params}
-    height, width = (4 * size for size in features.mask.shape[1:3])
+    _check_model_size(features, clicked)
 
-    def one(phrase):  # one phrase of every image
-        ids, valid, truth, object_mask = phrase  # [B, J], [B, J], [B, H, W], [B, h, w] or None
-        tokens, sentence = model.apply(variables, ids, valid, method="encode_text")
-        asked, alone = valid.any(-1)[:, None], jnp.full((len(ids), 1), -1, jnp.int32)
-        visual, pooled, click = None, None, None
-        if object_mask is not None:
-            points, positive, drawn, _ = interaction.first_clicks(object_mask[:, None])
-            click = interaction.as_prompts(points, positive, drawn)
-            visual = model.apply(variables, features, click, 1, method="encode_prompts")
-            pooled, alone = visual.pooled, jnp.where(visual.prompt_valid, 0, -1)
-        text = text_tokens(tokens[:, None], valid[:, None], asked, alone)
-        outputs = model.apply(variables, features, text, visual, objects=False, method="decode")
-        slots = outputs.text
-        fit = phrase_logits(
-            slots.class_embedding[-1],
-            slots.mask_embedding[-1],
-            sentence[:, None],
-            alone,
-            pooled,
-            params["logit_scale"],
-        )
-        best = jnp.argmax(fit, axis=1)[..., None]  # [B, 1, 1], the slot of the phrase
-        chosen = jnp.take_along_axis(slots.mask_embedding[-1], best, axis=1)
-        mask = postprocess.resize(mask_logits(chosen, features), plan)[:, 0] > 0
-        return mask, _pixels(mask & truth), _pixels(mask | truth), click
+    def one(phrase):
+        ids, valid, truth, object_mask = phrase
+        click, visual = _one_click(model, params, features, object_mask)
+        mask = _by_text(model, params, features, ids, valid, visual, plan)
+        return _scored(mask, truth, click)
 
-    if clicked is not None and clicked.shape[-2:] != (height, width):
-        raise ValueError(f"the truth at model size is {clicked.shape[-2:]}, not {(height, width)}.")
-    by_phrase = jax.tree.map(
-        lambda array: jnp.swapaxes(jnp.asarray(array), 0, 1),
-        (token_ids, token_valid, truth, clicked),
-    )
-    mask, intersection, union, clicks = jax.tree.map(
-        lambda array: jnp.swapaxes(array, 0, 1), jax.lax.map(one, by_phrase)
-    )
-    return Answers(mask=mask, intersection=intersection, union=union, clicks=clicks)
+    return _each_phrase(one, token_ids, token_valid, truth, clicked)
 
 
-@struct.dataclass
-class Session:
-    """Clicks on P objects of each image until all are good or the clicks are used up."""
+def answer_click(model, params, features, token_ids, token_valid, truth, clicked, plan) -> Answers:
+    """The mask of each phrase's object from the click alone; arguments as above."""
+    del token_ids, token_valid
+    _check_model_size(features, clicked)
 
-    iou: jax.Array  # float32 [B, P, clicks]; repeats the last value after a stop
-    first: jax.Array  # bool [B, P, H, W], the answer to the first click
-    last: jax.Array  # bool [B, P, H, W]
-    prompts: VisualPrompts  # all clicks; those of the first come first
-    num_clicks: jax.Array  # int32 [B], decoded rounds
-
-
-def click_session(
-    model, params, features, model_map, original_map, wanted, plan, max_clicks: int
-) -> Session:
-    """The official simulated user (seem_model_v1.py, evaluate_interactive), all images at once.
-
-    model_map int32 [B, h, w] and original_map int32 [B, H, W] are the segments at model and original
-    size; wanted int32 [B, P] names those to click, 0 for none. The objects of an image are prompts
-    of one decoding, as officially; an image stops when all of them have IoU above 0.9, and its IoUs
-    then stay.
-    """
-    variables = {"params": params}
-    batch, num = wanted.shape
-    exists = wanted > 0
-    truth = (model_map[:, None] == wanted[..., None, None]) & exists[..., None, None]
-    final = (original_map[:, None] == wanted[..., None, None]) & exists[..., None, None]
-    points, positive, drawn, prompted = interaction.first_clicks(truth)
-    first = interaction.as_prompts(points, positive, drawn)
-    prompts = interaction.reserve(first, max_clicks - 1, num)
-    width = features.mask.shape[-1]
-    memory = Memory(
-        mask_embedding=jnp.zeros((batch, num, width), features.mask.dtype),
-        valid=jnp.zeros((batch, num), bool),
-    )
-
-    def click(carry):
-        number, prompts, prompted, memory, session, stopped = carry
-        visual = model.apply(variables, features, prompts, num, method="encode_prompts")
+    def one(phrase):
+        truth, object_mask = phrase
+        click, visual = _one_click(model, params, features, object_mask)
         outputs = model.apply(
-            variables, features, None, visual, memory, objects=False, method="decode"
+            {"params": params}, features, None, visual, objects=False, method="decode"
         )
-        memory = remember(outputs, visual)
-        logits = mask_logits(memory.mask_embedding, features)  # [B, P, h, w]
-        mask = postprocess.resize(logits, plan) > 0
-        union = _pixels(mask | final).astype(jnp.float32)
-        iou = (
-            _pixels(mask & final).astype(jnp.float32) / union
-        )  # an empty union gives NaN, officially
-        from_here = jnp.arange(max_clicks, dtype=jnp.int32)[None, None] >= number
-        going = ~stopped
-        session = Session(
-            iou=jnp.where(from_here & going[:, None, None], iou[..., None], session.iou),
-            first=jnp.where(number == 0, mask, session.first),
-            last=jnp.where(going[:, None, None, None], mask, session.last),
-            prompts=session.prompts,
-            num_clicks=session.num_clicks + going.astype(jnp.int32),
-        )
-        stopped = stopped | ((iou > GOOD_ENOUGH) | ~exists).all(-1)
-        points, positive, drawn, prompted = interaction.next_clicks(logits, truth, prompted)
-        drawn = drawn & ~stopped[:, None, None]
-        row = (number + 1) * (num * interaction.POINTS_PER_CLICK)
-        more = interaction.append_points(prompts, points, positive, drawn, row)
-        # After the last answer there is no row left to write to.
-        prompts = jax.tree.map(
-            lambda new, old: jnp.where(number + 1 < max_clicks, new, old), more, prompts
-        )
-        return number + 1, prompts, prompted, memory, session, stopped
+        chosen = remember(outputs, visual).mask_embedding  # [B, 1, D]
+        mask = postprocess.resize(mask_logits(chosen, features), plan)[:, 0] > 0
+        return _scored(mask, truth, click)
 
-    blank = jnp.zeros(final.shape, bool)
-    session = Session(
-        iou=jnp.zeros((batch, num, max_clicks), jnp.float32),
-        first=blank,
-        last=blank,
-        prompts=first,
-        num_clicks=jnp.zeros(batch, jnp.int32),
+    return _each_phrase(one, truth, clicked)
+
+
+def _each_phrase(one, *arrays) -> Answers:
+    """`one` on phrase g of every image, for each g of arrays [B, G, ...]."""
+    by_phrase = tuple(jnp.swapaxes(jnp.asarray(array), 0, 1) for array in arrays)
+    return jax.tree.map(lambda array: jnp.swapaxes(array, 0, 1), jax.lax.map(one, by_phrase))
+
+
+def _one_click(model, params, features, object_mask):
+    """The official first click on bool [B, h, w], and its tokens."""
+    points, positive, drawn, _ = interaction.first_clicks(object_mask[:, None])
+    click = interaction.as_prompts(points, positive, drawn)
+    visual = model.apply({"params": params}, features, click, 1, method="encode_prompts")
+    return click, visual
+
+
+def _by_text(model, params, features, ids, valid, visual, plan):
+    """bool [B, H, W], the mask of one phrase an image, with or without drawn tokens."""
+    variables = {"params": params}
+    tokens, sentence = model.apply(variables, ids, valid, method="encode_text")
+    asked, alone = valid.any(-1)[:, None], jnp.full((len(ids), 1), -1, jnp.int32)
+    pooled = None
+    if visual is not None:
+        pooled, alone = visual.pooled, jnp.where(visual.prompt_valid, 0, -1)
+    text = text_tokens(tokens[:, None], valid[:, None], asked, alone)
+    outputs = model.apply(variables, features, text, visual, objects=False, method="decode")
+    slots = outputs.text
+    fit = phrase_logits(
+        slots.class_embedding[-1],
+        slots.mask_embedding[-1],
+        sentence[:, None],
+        alone,
+        pooled,
+        params["logit_scale"],
     )
-    start = (jnp.int32(0), prompts, prompted, memory, session, ~exists.any(-1))
-    _, prompts, _, _, session, _ = jax.lax.while_loop(
-        lambda carry: (carry[0] < max_clicks) & ~carry[-1].all(), click, start
+    best = jnp.argmax(fit, axis=1)[..., None]  # [B, 1, 1], the slot of the phrase
+    chosen = jnp.take_along_axis(slots.mask_embedding[-1], best, axis=1)
+    return postprocess.resize(mask_logits(chosen, features), plan)[:, 0] > 0
+
+
+def _scored(mask, truth, click) -> Answers:
+    return Answers(
+        mask=mask, intersection=_pixels(mask & truth), union=_pixels(mask | truth), clicks=click
     )
-    return session.replace(prompts=prompts)
+
+
+def _check_model_size(features: Features, clicked) -> None:
+    size = tuple(4 * n for n in features.mask.shape[1:3])
+    if clicked.shape[-2:] != size:
+        raise ValueError(f"the truth at model size is {clicked.shape[-2:]}, not {size}.")
+
+
+def filled_boxes(masks):
+    """bool [..., H, W]: the box around each mask, filled; an empty mask stays empty."""
+    rows, columns = masks.any(-1, keepdims=True), masks.any(-2, keepdims=True)
+
+    def span(line, axis):
+        # Between the first and the last one: some at or before, and some at or after.
+        line = line.astype(jnp.int32)
+        before = jnp.cumsum(line, axis=axis) > 0
+        return before & (jnp.flip(jnp.cumsum(jnp.flip(line, axis), axis=axis), axis) > 0)
+
+    axis = masks.ndim - 2, masks.ndim - 1
+    return span(rows, axis[0]) & span(columns, axis[1])
 
 
 def _pixels(mask):

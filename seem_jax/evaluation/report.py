@@ -10,7 +10,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from seem_jax.config import Config, to_json
+from seem_jax.evaluation.calibration import reliability, risk_coverage
+from seem_jax.evaluation.results import read
 
 HEADLINES = {  # score -> what it means; shown first
     "panoptic/pq": "panoptic quality",
@@ -21,12 +25,19 @@ HEADLINES = {  # score -> what it means; shown first
     "interactive/click/iou@1": "IoU after one click",
     "interactive/click/noc@85": "clicks to IoU 85",
     "interactive/click/noc@90": "clicks to IoU 90",
+    "instance/ap": "average precision of instances",
+    "semantic/miou": "mean IoU of classes",
+    "video/j&f": "video J&F, masks given",
 }
 PICTURES = {
     "panoptic": "Everything, by class names",
     "referring": "By a sentence, and by a sentence with one click",
     "referring_unseen": "By a sentence with a colour and shape that training never joined",
     "interactive_click": "By simulated clicks",
+    "instance": "Instances",
+    "semantic": "A class for every pixel",
+    "video": "Video, masks of the first frame given",
+    "video_click": "Video, one click given",
 }
 WIDTH, HEIGHT, LEFT, BOTTOM = 420, 190, 46, 22  # pixels of a curve and of its margins
 STYLE = """
@@ -44,20 +55,33 @@ figcaption{font-size:13px;color:#555} svg text{font:11px system-ui,sans-serif;fi
 def write(workdir: str | Path, config: Config, numbers: dict[str, float]) -> Path:
     """Writes WORKDIR/evaluation.json and WORKDIR/report.html; returns the path of the latter.
 
-    Curves come from WORKDIR/metrics.jsonl (absent: none) and sheets from WORKDIR/pictures. Numbers
-    that are not finite are null in the JSON. Both files appear whole or not at all.
+    The JSON is flat: every number (null where not finite), and for each task its split, the choices
+    of its protocol and their hash, and the versions. Curves come from WORKDIR/metrics.jsonl and
+    WORKDIR/samples (absent: none), sheets from WORKDIR/pictures. Both files appear whole or not at
+    all.
     """
     workdir = Path(workdir)
-    finite = {key: float(v) if math.isfinite(v) else None for key, v in sorted(numbers.items())}
-    _replace(workdir / "evaluation.json", json.dumps(finite, indent=1) + "\n")
+    stored = {path.stem: read(path) for path in sorted((workdir / "samples").glob("*.jsonl"))}
+    tasks = {
+        header["task"]: (header, results)
+        for header, results in stored.values()
+        if any(key.startswith(f"{header['task']}/") for key in numbers)
+    }
+    flat: dict[str, float | str | None] = {
+        key: float(v) if math.isfinite(v) else None for key, v in sorted(numbers.items())
+    }
+    flat |= _facts([header for header, _ in tasks.values()])
+    _replace(workdir / "evaluation.json", json.dumps(flat, indent=1) + "\n")
     history = read_metrics(workdir / "metrics.jsonl")
     parts = [
         f"<h1>{html.escape(config.name)}</h1>",
         f"<p>{_summary(config, history)}</p>",
         _cards(numbers),
         *_sheets(workdir / "pictures"),
+        _score_curves(tasks),
         _curves(history),
         _table(numbers),
+        _protocols([header for header, _ in tasks.values()]),
         f"<h2>Configuration</h2><details><summary>all fields</summary>"
         f"<pre>{html.escape(to_json(config))}</pre></details>",
     ]
@@ -89,6 +113,56 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
             raise ValueError(f"{path}, line {number} is no JSON: {line[:80]!r}.") from error
         steps.setdefault(entry["step"], {}).update(entry)
     return [steps[step] for step in sorted(steps)]
+
+
+def _facts(headers: list[dict]) -> dict[str, str]:
+    """What the numbers of each task mean, and what computed them, as flat text."""
+    out = {}
+    for header in headers:
+        task = header["task"]
+        out[f"{task}/split"] = header["split"]
+        out[f"{task}/protocol_hash"] = header["protocol_hash"]
+        for name, choice in header["protocol"].items():
+            out[f"{task}/protocol/{name}"] = choice if isinstance(choice, str) else str(choice)
+        out |= {f"version/{name}": version for name, version in header["versions"].items()}
+    return out
+
+
+def _protocols(headers: list[dict]) -> str:
+    rows = [
+        f"<tr><td>{html.escape(key)}</td><td>{html.escape(text)}</td></tr>"
+        for key, text in _facts(headers).items()
+    ]
+    return f"<h2>Protocols</h2><table>{''.join(rows)}</table>" if rows else ""
+
+
+def _score_curves(tasks: dict[str, tuple[dict, list[dict]]]) -> str:
+    """IoU against clicks, and share right against confidence and against coverage."""
+    drawn = []
+    for task, (_, results) in tasks.items():
+        curves = [curve for result in results for curve in result.get("curves", [])]
+        if curves:
+            mean = np.nanmean(np.array(curves, np.float64), axis=0)
+            points = list(enumerate((100 * mean).tolist(), 1))
+            drawn.append(_figure(points, f"{task}: mean IoU against clicks"))
+        segments = [segment for result in results for segment in result.get("segments", [])]
+        if segments:
+            confidence = np.array([segment["confidence"] for segment in segments])
+            correct = np.array([s["category"] == s["meant"] for s in segments], bool)
+            table = reliability(confidence, correct)
+            filled = table[table[:, 0] > 0, 1:]
+            drawn.append(_figure((100 * filled).tolist(), f"{task}: % right against confidence"))
+            risk = risk_coverage(confidence, correct)
+            drawn.append(_figure((100 * risk).tolist(), f"{task}: % wrong against coverage"))
+    drawn = [figure for figure in drawn if figure]
+    return f'<h2>Curves</h2><div class="curves">{"".join(drawn)}</div>' if drawn else ""
+
+
+def _figure(points: Sequence[tuple[float, float]], caption: str) -> str:
+    points = [point for point in points if all(map(math.isfinite, point))]
+    if len(points) < 2:
+        return ""
+    return f"<figure>{svg_curve(points)}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
 def _replace(path: Path, text: str) -> None:
@@ -155,9 +229,8 @@ def _curves(history: list[dict]) -> str:
             for entry in history
             if isinstance(entry.get(name), (int, float)) and math.isfinite(entry[name])
         ]
-        if len(points) > 1:
-            caption = f"<figcaption>{html.escape(name)}</figcaption>"
-            drawn.append(f"<figure>{svg_curve(points)}{caption}</figure>")
+        drawn.append(_figure(points, name))
+    drawn = [figure for figure in drawn if figure]
     return f'<h2>Training</h2><div class="curves">{"".join(drawn)}</div>' if drawn else ""
 
 

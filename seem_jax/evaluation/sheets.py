@@ -27,15 +27,11 @@ class Row:
 
 
 class Sheet:
-    """The first `limit` examples of a task, in the order of the split (not chosen by score)."""
+    """Examples of a task, row by row."""
 
-    def __init__(self, columns: Sequence[str], limit: int):
-        self.columns, self.limit = list(columns), limit
+    def __init__(self, columns: Sequence[str]):
+        self.columns = list(columns)
         self.rows: list[Row] = []
-
-    @property
-    def full(self) -> bool:
-        return len(self.rows) >= self.limit
 
     def add(self, pictures: Sequence[np.ndarray], caption: str) -> None:
         if len(pictures) != len(self.columns):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from pycocotools import mask as coco_mask
 
@@ -24,6 +26,23 @@ def segments(record: Record) -> list[TruthSegment]:
             zip(record.segment_category, record.segment_crowd, strict=True)
         )
     ]
+
+
+def segment_masks(record: Record) -> Iterator[tuple[TruthSegment, np.ndarray]]:
+    """(segment, its mask bool [height, width]) one by one; masks may overlap where the data says so."""
+    ids = segment_map(record)
+    exact = record.segment_object or [-1] * len(record.segment_id)
+    for segment, index in zip(segments(record), exact, strict=True):
+        yield segment, ids == segment.id if index < 0 else object_mask(record, index)
+
+
+def ignored(record: Record) -> np.ndarray:
+    """bool [height, width], the pixels that no score of clicks counts."""
+    size = [record.height, record.width]
+    out = np.zeros(size, bool)
+    for counts in record.ignore_rle:
+        out |= coco_mask.decode({"size": size, "counts": counts}).astype(bool)
+    return out
 
 
 def object_mask(record: Record, index: int) -> np.ndarray:

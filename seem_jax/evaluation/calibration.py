@@ -1,0 +1,80 @@
+"""How far scores can be believed: temperature, calibration error, risk against coverage."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+BINS = 15
+COLDEST, HOTTEST = 0.05, 20.0  # bounds of the temperature: perfect data would take it to 0
+
+
+def probabilities(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """float64 [n, C], softmax of logits / temperature."""
+    scaled = np.asarray(logits, np.float64) / temperature
+    scaled = np.exp(scaled - scaled.max(-1, keepdims=True, initial=-math.inf))
+    return scaled / scaled.sum(-1, keepdims=True)
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The temperature that makes int [n] labels most likely (Guo et al. 2017); NaN without any.
+
+    logits is float [n, C]. The likelihood is concave in 1 / temperature, so a search by thirds
+    finds its maximum between the bounds above.
+    """
+    if not len(labels):
+        return math.nan
+    row = np.arange(len(labels))
+
+    def loss(log_temperature: float) -> float:
+        right = probabilities(logits, math.exp(log_temperature))[row, labels]
+        return float(-np.log(np.maximum(right, 1e-300)).mean())
+
+    low, high = math.log(COLDEST), math.log(HOTTEST)
+    while high - low > 1e-6:
+        third = (high - low) / 3
+        if loss(low + third) <= loss(high - third):  # flat: the colder side
+            high -= third
+        else:
+            low += third
+    return math.exp((low + high) / 2)
+
+
+def reliability(confidence: np.ndarray, correct: np.ndarray) -> np.ndarray:
+    """float64 [15, 3]: count, mean confidence and share correct in equal steps of confidence."""
+    index = np.minimum((np.asarray(confidence) * BINS).astype(int), BINS - 1)
+    count = np.bincount(index, minlength=BINS).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # an empty bin has no mean
+        means = [np.bincount(index, v, minlength=BINS) / count for v in (confidence, correct)]
+    return np.stack([count, *means], axis=1)
+
+
+def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
+    """Expected calibration error, a fraction: mean distance of confidence and share correct over
+    the bins of `reliability`, weighted by their counts. NaN without any score."""
+    if not len(confidence):
+        return math.nan
+    count, mean, share = reliability(confidence, correct).T
+    filled = count > 0
+    return float((count * np.abs(mean - share))[filled].sum() / count.sum())
+
+
+def risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> np.ndarray:
+    """float64 [k, 2]: (coverage, share wrong) when only scores from some confidence on are kept.
+
+    One point per distinct confidence, from the surest on: equal scores come in together.
+    """
+    confidence = np.asarray(confidence, np.float64)
+    order = np.argsort(-confidence, kind="stable")
+    wrong = np.cumsum(~np.asarray(correct, bool)[order])
+    last = np.flatnonzero(np.append(np.diff(confidence[order]) != 0, True)[: len(order)])
+    kept = last + 1
+    return np.stack([kept / max(len(order), 1), wrong[last] / kept], axis=1)
+
+
+def area_under_risk(curve: np.ndarray) -> float:
+    """The mean risk over all coverages of `risk_coverage`; NaN for an empty curve."""
+    if not len(curve):
+        return math.nan
+    return float((np.diff(curve[:, 0], prepend=0.0) * curve[:, 1]).sum())

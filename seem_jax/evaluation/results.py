@@ -1,0 +1,127 @@
+"""Results sample by sample in a JSONL file: a killed evaluation goes on, hosts share their work.
+
+A run writes `<task>.part<host>.jsonl`, whose first line says what was evaluated, and renames the
+whole to `<task>.jsonl` at the end. Parts of a killed run with the same first line are taken up.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+Result = dict[str, Any]  # of one sample; "sample" is its number in the split
+
+
+class Store:
+    """The results of one task in a folder; `done` holds what was found of an earlier run."""
+
+    def __init__(self, folder: Path, task: str, header: dict[str, Any]):
+        self.final = folder / f"{task}.jsonl"
+        self.part = folder / f"{task}.part{jax.process_index()}.jsonl"
+        self.header = header
+        folder.mkdir(parents=True, exist_ok=True)
+        parts = sorted(folder.glob(f"{task}.part*.jsonl"))
+        self.done = {r["sample"]: r for path in parts for r in _same_run(path, header)}
+        _meet(f"{task}: parts read")  # before any of them is replaced
+        if jax.process_index() == 0:
+            for path in parts:
+                path.unlink(missing_ok=True)
+        _meet(f"{task}: parts removed")
+        self.own: list[Result] = []
+        self._file = self.part.open("w")
+        self._write([header])
+        if jax.process_index() == 0:
+            self.add(list(self.done.values()))
+
+    def add(self, results: Sequence[Result]) -> None:
+        """Stores the results of one batch; they are on disk when this returns."""
+        self.own += results
+        self._write(results)
+
+    def finish(self) -> list[Result]:
+        """All results of all hosts in the order of the samples; writes the final file."""
+        self._file.close()
+        results = sorted(_gather(self.own), key=lambda result: result["sample"])
+        samples = [result["sample"] for result in results]
+        if len(set(samples)) != len(samples):
+            raise ValueError(f"{self.final}: some samples were evaluated twice: {samples}.")
+        if jax.process_index() == 0:
+            temporary = self.final.with_name(self.final.name + ".tmp")
+            temporary.write_text("".join(_line(entry) for entry in (self.header, *results)))
+            os.replace(temporary, self.final)
+        self.part.unlink()
+        return results
+
+    def _write(self, entries: Sequence[dict]) -> None:
+        self._file.write("".join(_line(entry) for entry in entries))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def read(path: Path) -> tuple[dict[str, Any], list[Result]]:
+    """(header, results) of a file; a last line that a kill cut short is left out.
+
+    Raises ValueError naming the line for any other damage.
+    """
+    lines, entries = path.read_text().split("\n"), []
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number == len(lines):  # a whole line ends with a line break
+                break
+            raise ValueError(f"{path}, line {number} is no JSON: {line[:80]!r}.") from error
+    if not entries:
+        return {}, []
+    return entries[0], entries[1:]
+
+
+def _same_run(path: Path, header: dict[str, Any]) -> list[Result]:
+    found, results = read(path)
+    return results if found == json.loads(_line(header)) else []
+
+
+def _line(entry: dict) -> str:
+    return json.dumps(_plain(entry)) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """As JSON can hold it: NumPy numbers as Python's, what is not finite as null."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _meet(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def _gather(results: list[Result]) -> list[Result]:
+    """The results of all hosts, each as JSON gives it back, so that one host reads what many do."""
+    text = json.dumps(_plain(results)).encode()
+    if jax.process_count() == 1:
+        return json.loads(text)
+    sizes = multihost_utils.process_allgather(np.array([len(text)], np.int32)).reshape(-1)
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: len(text)] = np.frombuffer(text, np.uint8)
+    rows = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
+    return [
+        result
+        for row, size in zip(rows, sizes, strict=True)
+        for result in json.loads(row[:size].tobytes())
+    ]

@@ -1,0 +1,206 @@
+"""What every task shares: the compiled programs' devices, batches of records, a table of class names."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from seem_jax import postprocess
+from seem_jax.config import Config
+from seem_jax.data import catalog, pipeline
+from seem_jax.data.schema import Record
+from seem_jax.evaluation.results import Result
+from seem_jax.models.language import class_names
+from seem_jax.models.language.tokenizer import Tokenizer
+from seem_jax.types import Batch
+
+Pictures = tuple[list[np.ndarray], str]  # a row of a sheet, and its caption
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """The result of one sample, and how to draw it."""
+
+    result: Result
+    draw: Callable[[], Pictures]
+
+
+class Task(Protocol):
+    """One way to be asked, on one split."""
+
+    name: str  # start of its scores' names
+    split: str
+    columns: tuple[str, ...]  # of its picture sheet
+
+    def protocol(self) -> dict[str, Any]:
+        """The choices that other evaluations make in another way; part of the results."""
+
+    def units(self, limit: int) -> list[list[int]]:
+        """Samples that are answered together; the same ones whatever the number of hosts."""
+
+    def answers(self, params, units: Sequence[list[int]]) -> Iterator[list[Answer]]:
+        """The answers of each unit. A result holds "sample", "name" and "score" (higher: better)."""
+
+    def summary(self, results: Sequence[Result]) -> dict[str, float]:
+        """The scores of all results."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """Some records of a split, in the order given; stands for a split of its own."""
+
+    whole: catalog.Split
+    samples: Sequence[int]
+
+    @property
+    def name(self) -> str:
+        return self.whole.name
+
+    @property
+    def split(self) -> str:
+        return self.whole.split
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.whole.class_names
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, item: int) -> Record:
+        return self.whole[self.samples[item]]
+
+
+class Context:
+    """A model ready to be asked: its configuration, tokenizer, devices and class tables."""
+
+    def __init__(self, model, config: Config):
+        options = config.evaluation
+        self.model, self.config = model, config
+        self.size = options.image_size or config.data.image_size
+        self.tokenizer = Tokenizer(config.data.tokenizer)
+        devices = jax.local_devices()
+        self.devices = devices[: math.gcd(options.batch_size, len(devices))]
+        self.tables = class_names.ClassTables(model, self.tokenizer, config.data.max_phrase_tokens)
+        self.encode = self.spread(encode_image, 1)
+
+    def place(self, params):
+        """The parameters whole on each of this host's devices."""
+        params = jax.tree.map(_local, params)
+        if len(self.devices) == 1:
+            return jax.device_put(params, self.devices[0])
+        mesh = Mesh(np.array(self.devices), ("data",))
+        return jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+
+    def spread(self, program: Callable, shared: int, **static) -> Callable:
+        """A program compiled for this host's devices: the first `shared` arguments after the model
+        are whole on each, the rows of the others are divided among them."""
+        program = functools.partial(program, self.model, **static)
+        if len(self.devices) == 1:
+            return jax.jit(program)
+        mesh = Mesh(np.array(self.devices), ("data",))
+
+        @jax.jit
+        def divided(*arguments):
+            rows = [PartitionSpec()] * shared + [PartitionSpec("data")] * (len(arguments) - shared)
+            run = jax.shard_map(
+                program,
+                mesh=mesh,
+                in_specs=tuple(rows),
+                out_specs=PartitionSpec("data"),
+                check_vma=False,
+            )
+            return run(*arguments)
+
+        return divided
+
+    def open(self, split: str) -> catalog.Split:
+        return catalog.open_split(self.config.data.root, split)
+
+    def units(self, count: int, limit: int) -> list[list[int]]:
+        """The samples of each batch."""
+        size = self.config.evaluation.batch_size
+        samples = range(min(count, limit or count))
+        return [list(samples[start : start + size]) for start in samples[::size]]
+
+    def batches(
+        self, split: catalog.Split, units: Sequence[list[int]]
+    ) -> Iterator[tuple[list[int], Batch, list[Record]]]:
+        """(samples, batch, records) of each unit, read ahead."""
+        samples = [sample for unit in units for sample in unit]
+        if not samples:
+            return
+        stream = pipeline.eval_batches(
+            self.config.data,
+            Chosen(split, samples),
+            self.tokenizer,
+            batch_size=self.config.evaluation.batch_size,
+            image_size=self.size,
+        )
+        for batch, records in stream:
+            yield [samples[i] for i in batch.sample_id[: len(records)]], batch, records
+
+    def plan(self, batch: Batch, records: Sequence[Record], *, antialias: bool = True):
+        """How the masks of a batch reach the original sizes."""
+        return postprocess.plan_resize(
+            batch.image_size,
+            [(record.height, record.width) for record in records],
+            (self.size // 4, self.size // 4),
+            (self.size, self.size),
+            antialias=antialias,
+        )
+
+    def class_table(self, params, split: catalog.Split) -> np.ndarray:
+        """float32 [C, V], the vocabulary of a data set: its own class names, or those that the file
+        config.evaluation.vocabulary gives for each of them."""
+        names = split.class_names
+        if self.config.evaluation.vocabulary:
+            names = read_vocabulary(self.config.evaluation.vocabulary, names)
+        return self.tables.table(params, names, class_names.templates_of(split.name))
+
+
+def encode_image(model, params, images):
+    """The features of a batch of images."""
+    return model.apply({"params": params}, images, method="encode_image")
+
+
+def read_vocabulary(path: str | Path, names: Sequence[str]) -> list[list[str]]:
+    """What to call each class: from a JSON object, class name -> a name or a list of synonyms.
+
+    Raises ValueError for a file that is no such object and for a class that it lacks.
+    """
+    try:
+        found = json.loads(Path(path).read_text())
+        groups = [[found[n]] if isinstance(found[n], str) else list(found[n]) for n in names]
+    except KeyError as error:
+        raise ValueError(
+            f"the vocabulary {path} lacks the class {error}; it needs all of {list(names)}."
+        ) from error
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"the vocabulary {path} is no JSON object of class names ({error})."
+        ) from error
+    return groups
+
+
+def unstack(tree, rows: Sequence) -> Iterator:
+    """The parts of a batched pytree as NumPy, one for each of `rows`."""
+    tree = jax.device_get(tree)
+    for b in range(len(rows)):
+        yield jax.tree.map(lambda array, b=b: array[b], tree)
+
+
+def _local(leaf):
+    """What this host has of an array that lies whole on every device."""
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return leaf.addressable_data(0)
+    return leaf

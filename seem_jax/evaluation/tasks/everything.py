@@ -1,0 +1,409 @@
+"""What the object queries say: panoptic segments, instances, a class for every pixel."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from pycocotools import mask as coco_mask
+
+from seem_jax import postprocess
+from seem_jax.data.schema import Record
+from seem_jax.demo import draw
+from seem_jax.evaluation import calibration, sheets, truth
+from seem_jax.evaluation.instance_ap import average_precision
+from seem_jax.evaluation.panoptic import Counts, PanopticQuality
+from seem_jax.evaluation.results import Result
+from seem_jax.evaluation.semantic import SemanticScores
+from seem_jax.evaluation.tasks.base import Answer, Context, Pictures, unstack
+from seem_jax.image import decode_image
+from seem_jax.models.language import class_names
+from seem_jax.models.seem import class_logits, mask_logits
+
+UNLABELLED = 255  # label of pixels that no score counts
+MATCH = 0.5  # IoU above which a segment is the one meant
+LOGIT_DIGITS = 4  # kept of the class logits in the results
+
+
+def object_logits(model, params, table, features):
+    """(float32 [B, Q, C], float32 [B, Q, h, w]): names and masks of the object queries."""
+    outputs = model.apply({"params": params}, features, method="decode").object
+    names = class_logits(outputs.class_embedding[-1], table, params["logit_scale"])
+    return names, mask_logits(outputs.mask_embedding[-1], features)
+
+
+def one_by_one(read, names, masks, plan):
+    """`read(names, masks at original size, inside)` of each image of a batch in turn: the full-size
+    masks of all queries of a whole batch would not fit."""
+
+    def one(image):
+        names, masks, plan = image
+        alone = jax.tree.map(lambda array: array[None], plan)
+        return read(names, postprocess.resize(masks[None], alone)[0], plan.inside)
+
+    return jax.lax.map(one, (names, masks, plan))
+
+
+@struct.dataclass
+class Slots:
+    """The contest of the slots for the pixels, and what each slot says of its class."""
+
+    pixels: postprocess.PanopticSlots  # [B, ...]
+    names: jax.Array  # float32 [B, Q, C]
+
+
+def panoptic(model, params, table, features, plan, *, threshold: float) -> Slots:
+    """Which object query owns which pixel, at the original sizes."""
+    names, masks = object_logits(model, params, table, features)
+    read = functools.partial(postprocess.panoptic_slots, threshold=threshold)
+    return Slots(pixels=one_by_one(read, names, masks, plan), names=names)
+
+
+def instances(model, params, table, features, plan, *, num_things: int, top: int):
+    """`postprocess.Instances` [B, top, ...] at the original sizes."""
+    names, masks = object_logits(model, params, table, features)
+
+    def read(names, masks, inside):
+        # Below zero outside the image, so that the mean over a mask reads the image only.
+        masks = jnp.where(inside[None], masks, -jnp.inf)
+        return postprocess.instances(names, masks, num_things, top)
+
+    return one_by_one(read, names, masks, plan)
+
+
+def semantic(model, params, table, features, plan):
+    """int32 [B, H, W], the best class of each pixel at the original sizes."""
+    names, masks = object_logits(model, params, table, features)
+
+    def read(names, masks, inside):
+        del inside
+        return jnp.argmax(postprocess.semantic_scores(names, masks), axis=0).astype(jnp.int32)
+
+    return one_by_one(read, names, masks, plan)
+
+
+class _Everything:
+    """What the three tasks share: the batches, the vocabulary and the pictures. A task has a
+    compiled `program` and an `_answer` from its output for one image."""
+
+    columns = ("input", "truth", "prediction")
+
+    def __init__(self, context: Context, split: str):
+        self.context, self.split = context, split
+        self.data = context.open(split)
+        self.num_things, self.names = self.data.num_things, self.data.class_names
+
+    def units(self, limit: int) -> list[list[int]]:
+        return self.context.units(len(self.data), limit)
+
+    def protocol(self) -> dict[str, Any]:
+        return {
+            "vocabulary": self.context.config.evaluation.vocabulary or "class names of the data",
+            "mask_resize": "bilinear to the padded input, antialiased bicubic to the original",
+        }
+
+    def answers(self, params, units) -> Iterator[list[Answer]]:
+        table = self.context.class_table(params, self.data)
+        for samples, batch, records in self.context.batches(self.data, units):
+            features = self.context.encode(params, batch.image)
+            found = self.program(params, table, features, self.context.plan(batch, records))
+            each = zip(samples, records, unstack(found, records), strict=True)
+            yield [self._answer(*one) for one in each]
+
+    def _answer(self, sample: int, record: Record, found) -> Answer:
+        raise NotImplementedError
+
+    def _pictures(self, record: Record, true, found, caption: str) -> Pictures:
+        """true and found are lists of (mask, category)."""
+        image = decode_image(record.image, name=record.file_name)
+        drawn = [_named(image, pair, self.names) for pair in (true, found)]
+        return [image, *drawn], f"{record.file_name}    {caption}"
+
+
+class Panoptic(_Everything):
+    """Panoptic quality, and how far the scores of the segments can be believed."""
+
+    name = "panoptic"
+
+    def __init__(self, context: Context, split: str):
+        super().__init__(context, split)
+        options = context.config.evaluation
+        self.overlap, self.calibrate = options.overlap_threshold, options.calibrate
+        self.program = context.spread(panoptic, 2, threshold=options.object_threshold)
+
+    def protocol(self) -> dict[str, Any]:
+        options = self.context.config.evaluation
+        return super().protocol() | {
+            "metric": "panopticapi pq_compute; a group without categories is NaN",
+            "area": "of the true map",
+            "object_threshold": options.object_threshold,
+            "overlap_threshold": options.overlap_threshold,
+            "calibration": "temperature fitted on even samples, measured on odd ones"
+            if self.calibrate
+            else "none",
+        }
+
+    def _answer(self, sample: int, record: Record, slots: Slots) -> Answer:
+        ids, found = postprocess.panoptic_segments(slots.pixels, self.num_things, self.overlap)
+        ids = ids[: record.height, : record.width]
+        true_map, true = truth.segment_map(record), truth.segments(record)
+        predicted = [(segment.id, segment.category) for segment in found]
+        quality = self._quality()
+        quality.add(true_map, true, ids, predicted, record.file_name)
+        counts = {c: n for c, n in quality.counts.items() if any(vars(n).values())}
+        meant = _meant(true_map, true, ids, predicted)
+        segments = [
+            {
+                "category": segment.category,
+                "meant": meant.get(segment.id, len(self.names)),
+                "confidence": segment.score,
+            }
+            for segment in found
+        ]
+        if self.calibrate:
+            owner = slots.pixels.owner[: record.height, : record.width]
+            for segment, (number, _) in zip(segments, predicted, strict=True):
+                slot = owner[ids == number].min()  # of stuff in several slots, the one that scored
+                segment["logits"] = np.round(slots.names[slot].astype(np.float64), LOGIT_DIGITS)
+        result = {
+            "sample": sample,
+            "name": record.file_name,
+            "score": quality.result()["pq"],
+            "counts": {str(c): list(vars(n).values()) for c, n in counts.items()},
+            "segments": segments,
+        }
+
+        def pictures() -> Pictures:
+            truths = [(true_map == s.id, s.category) for s in true if not s.crowd]
+            answers = [(ids == i, category) for i, category in predicted]
+            return self._pictures(record, truths, answers, f"PQ {result['score']:.0f}")
+
+        return Answer(result, pictures)
+
+    def _quality(self) -> PanopticQuality:
+        return PanopticQuality({c: c < self.num_things for c in range(len(self.names))})
+
+    def summary(self, results: Sequence[Result]) -> dict[str, float]:
+        quality = self._quality()
+        for result in results:
+            for category, counts in result["counts"].items():
+                quality.counts[int(category)].add(Counts(*counts))
+        out = quality.result()
+        for category, (pq, _, _) in quality.per_category().items():
+            out[f"class/{self.names[category]}/pq"] = 100 * pq
+        segments = [segment for result in results for segment in result["segments"]]
+        confidence = np.array([s["confidence"] for s in segments])
+        correct = np.array([s["category"] == s["meant"] for s in segments], bool)
+        out["ece"] = 100 * calibration.calibration_error(confidence, correct)
+        curve = calibration.risk_coverage(confidence, correct)
+        out["risk"] = 100 * calibration.area_under_risk(curve)
+        return out | (self._calibrated(results) if self.calibrate else {})
+
+    @staticmethod
+    def _calibrated(results: Sequence[Result]) -> dict[str, float]:
+        """Temperature from the even samples; errors before and after it on the odd ones."""
+        halves = [
+            [segment for r in results if r["sample"] % 2 == odd for segment in r["segments"]]
+            for odd in (0, 1)
+        ]
+        fitting, testing = (
+            (np.array([s["logits"] for s in half]), np.array([s["meant"] for s in half], np.int64))
+            for half in halves
+        )
+        temperature = calibration.fit_temperature(*fitting)
+        out = {"temperature": temperature}
+        for key, value in (("ece_before", 1.0), ("ece_after", temperature)):
+            if not len(testing[1]) or not np.isfinite(value):
+                out[key] = np.nan
+                continue
+            probability = calibration.probabilities(testing[0], value)
+            # The class was chosen without "no object"; temperature changes no order.
+            category = probability[:, :-1].argmax(1)
+            confidence = probability[np.arange(len(category)), category]
+            correct = category == testing[1]
+            out[key] = 100 * calibration.calibration_error(confidence, correct)
+        return out
+
+
+class Instances(_Everything):
+    """Average precision of thing masks."""
+
+    name = "instance"
+    TOP = 100  # pairs of query and class that are kept
+
+    def __init__(self, context: Context, split: str):
+        super().__init__(context, split)
+        self.program = context.spread(instances, 2, num_things=self.num_things, top=self.TOP)
+
+    def protocol(self) -> dict[str, Any]:
+        faster = self.context.config.evaluation.faster_coco_eval
+        return super().protocol() | {
+            "metric": "COCO mask AP, " + ("faster-coco-eval" if faster else "pycocotools"),
+            "truth": "thing segments of the panoptic truth, crowds as crowds",
+            "detections": f"best {self.TOP} pairs of query and class, thing classes of these",
+        }
+
+    def _answer(self, sample: int, record: Record, found: postprocess.Instances) -> Answer:
+        cut = np.s_[: record.height, : record.width]
+        true = [
+            {"category": s.category, "crowd": s.crowd, "rle": _rle(mask)}
+            for s, mask in truth.segment_masks(record)
+            if s.category < self.num_things
+        ]
+        kept = [k for k in np.flatnonzero(found.valid) if found.mask[k][cut].any()]
+        detections = [
+            {
+                "category": int(found.label[k]),
+                "score": float(found.score[k]),
+                "rle": _rle(found.mask[k][cut]),
+            }
+            for k in kept
+        ]
+        result = {
+            "sample": sample,
+            "name": record.file_name,
+            "size": [record.height, record.width],
+            "truth": true,
+            "detections": detections,
+        }
+        result["score"] = self._precision([result]).result()["ap"]
+
+        def pictures() -> Pictures:
+            truths = [(_mask(t, record), t["category"]) for t in true if not t["crowd"]]
+            best = [d for d in detections if d["score"] > MATCH]
+            answers = [(_mask(d, record), d["category"]) for d in best]
+            return self._pictures(record, truths, answers, f"AP {result['score']:.0f}")
+
+        return Answer(result, pictures)
+
+    def _precision(self, results: Sequence[Result]):
+        """average_precision over images and things of any number, also none."""
+        masks = [(r, mask) for r in results for mask in r["truth"]]
+        data = {
+            "images": [
+                {"id": r["sample"], "height": r["size"][0], "width": r["size"][1]} for r in results
+            ],
+            "categories": [{"id": c, "name": self.names[c]} for c in range(self.num_things)],
+            "annotations": [
+                {
+                    "id": number,
+                    "image_id": r["sample"],
+                    "category_id": mask["category"],
+                    "iscrowd": int(mask["crowd"]),
+                    "segmentation": {"size": r["size"], "counts": mask["rle"]},
+                    "area": float(
+                        coco_mask.area({"size": r["size"], "counts": mask["rle"].encode()})
+                    ),
+                }
+                for number, (r, mask) in enumerate(masks, 1)
+            ],
+        }
+        detections = [
+            {
+                "image_id": r["sample"],
+                "category_id": mask["category"],
+                "score": mask["score"],
+                "segmentation": {"size": r["size"], "counts": mask["rle"]},
+            }
+            for r in results
+            for mask in r["detections"]
+        ]
+        faster = self.context.config.evaluation.faster_coco_eval
+        return average_precision(data, detections, faster=faster)
+
+    def summary(self, results: Sequence[Result]) -> dict[str, float]:
+        found = self._precision(results)
+        per_class = {
+            f"class/{self.names[c]}/ap": 100 * value for c, value in found.per_category.items()
+        }
+        return found.result() | per_class
+
+
+class Semantic(_Everything):
+    """A class for every pixel."""
+
+    name = "semantic"
+
+    def __init__(self, context: Context, split: str):
+        super().__init__(context, split)
+        self.program = context.spread(semantic, 2)
+
+    def protocol(self) -> dict[str, Any]:
+        return super().protocol() | {
+            "metric": "SEEM SemSegEvaluator; miou divides by the classes true or predicted, "
+            "miou_true by the true ones",
+            "truth": "every segment, crowds too, by its class; all else is ignored",
+        }
+
+    def _answer(self, sample: int, record: Record, labels: np.ndarray) -> Answer:
+        labels = labels[: record.height, : record.width]
+        ids = truth.segment_map(record)
+        true = np.full(ids.shape, self._ignored(), np.int32)
+        for segment in truth.segments(record):
+            true[ids == segment.id] = segment.category
+        scores = SemanticScores(len(self.names), self._ignored())
+        confusion = scores.add(true, labels, record.file_name)
+        result = {
+            "sample": sample,
+            "name": record.file_name,
+            "score": scores.result()["miou_true"],
+            "confusion": [[*pair, confusion[tuple(pair)]] for pair in np.argwhere(confusion)],
+        }
+
+        def pictures() -> Pictures:
+            drawn = [
+                [(array == c, int(c)) for c in np.unique(array) if c != self._ignored()]
+                for array in (true, labels)
+            ]
+            return self._pictures(record, *drawn, f"mIoU {result['score']:.0f}")
+
+        return Answer(result, pictures)
+
+    def _ignored(self) -> int:
+        return max(UNLABELLED, len(self.names))  # vocabularies may be longer than 255
+
+    def summary(self, results: Sequence[Result]) -> dict[str, float]:
+        scores = SemanticScores(len(self.names), self._ignored())
+        for result in results:
+            for predicted, true, pixels in result["confusion"]:
+                scores.confusion[predicted, true] += pixels
+        iou = scores.per_class()[0]
+        per_class = {f"class/{n}/iou": 100 * v for n, v in zip(self.names, iou, strict=True)}
+        return scores.result() | per_class
+
+
+def _meant(true_map, true, ids, predicted) -> dict[int, int]:
+    """Predicted id -> class of the true segment that its mask covers with IoU above one half."""
+    out = {}
+    for number, _ in predicted:
+        mask = ids == number
+        for segment in true:
+            other = true_map == segment.id
+            union = np.count_nonzero(mask | other)
+            if union and np.count_nonzero(mask & other) / union > MATCH:
+                out[number] = segment.category
+    return out
+
+
+def _rle(mask: np.ndarray) -> str:
+    return coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
+
+
+def _mask(stored: dict, record: Record) -> np.ndarray:
+    size = [record.height, record.width]
+    return coco_mask.decode({"size": size, "counts": stored["rle"].encode()}).astype(bool)
+
+
+def _named(image, pairs, names: list[str]) -> np.ndarray:
+    """The picture with (mask, category) pairs in their colours and with their names."""
+    texts, colours = [], []
+    for _, category in pairs:
+        name = class_names.spoken(names[category])
+        colours.append(draw.colour(category, shade=texts.count(name)))
+        texts.append(name)
+    return sheets.named(image, [mask for mask, _ in pairs], texts, colours)

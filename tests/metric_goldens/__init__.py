@@ -1,0 +1,1 @@
+"""Our metrics on stored cases with the numbers of the metric owners' own code."""
