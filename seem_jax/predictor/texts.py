@@ -1,0 +1,88 @@
+"""Phrases and class names in the text space, each computed once."""
+
+from __future__ import annotations
+
+import collections
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from seem_jax.config import Config
+from seem_jax.data import catalog
+from seem_jax.models.language import class_names
+from seem_jax.models.language.tokenizer import Tokenizer
+from seem_jax.predictor.programs import Phrase, Programs
+
+MAX_CACHED = 4096  # phrases, and as many class names
+
+
+class Texts:
+    """The text side of a predictor; remembers the texts used last."""
+
+    def __init__(self, programs: Programs, params: dict, tokenizer: Tokenizer, config: Config):
+        self.programs, self.params, self.tokenizer = programs, params, tokenizer
+        self.length = config.data.max_phrase_tokens
+        self.templates = class_names.templates_of(config.data.train[0])
+        self._phrases: collections.OrderedDict[str, Phrase] = collections.OrderedDict()
+        self._rows: collections.OrderedDict[str, np.ndarray] = collections.OrderedDict()
+
+    def phrase(self, text: str) -> Phrase:
+        """The phrase in the text space; ValueError where it is too long."""
+        if text not in self._phrases:
+            ids, valid = self.tokens([text], "text")
+            tokens, sentence = jax.device_get(self.programs.sentence(self.params, ids, valid))
+            _keep(self._phrases, text, Phrase(tokens[0], valid[0], sentence[0]))
+        self._phrases.move_to_end(text)
+        return self._phrases[text]
+
+    def tokens(self, texts: Sequence[str], argument: str) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, valid) [N, J] of texts that fit; ValueError for one that would be cut."""
+        ids, valid = self.tokenizer.encode(texts, self.length + 1)
+        for text, too_long in zip(texts, valid[:, -1], strict=True):
+            if too_long:
+                raise ValueError(
+                    f"{argument}: {text[:60]!r} has more than the {self.length} tokens, begin and end "
+                    "among them, that this model reads; shorten it."
+                )
+        return ids[:, : self.length], valid[:, : self.length]
+
+    def table(self, names: tuple[str, ...]) -> np.ndarray:
+        """float32 [C, V], one unit row per name and the last for "no object"."""
+        said = [class_names.spoken(name) for name in (*names, class_names.NO_OBJECT)]
+        double = sorted({name for name in said if said.count(name) > 1 or not name.strip()})
+        if double:
+            raise ValueError(
+                f"classes {list(names)} read {double} more than once or as nothing; "
+                f"{class_names.NO_OBJECT!r} is taken by 'none of them'."
+            )
+        return np.stack([self._row(name) for name in said])
+
+    def _row(self, name: str) -> np.ndarray:
+        if name not in self._rows:
+            texts = [template.format(name) for template in self.templates]
+            ids, valid = self.tokens(texts, "classes")
+            row = self.programs.embed_class(self.params, ids[None], valid[None])
+            _keep(self._rows, name, jax.device_get(row)[0])
+        self._rows.move_to_end(name)
+        return self._rows[name]
+
+
+def default_classes(config: Config) -> tuple[tuple[str, ...], int]:
+    """(class names, number of things) of the first training set; no names where it is not here."""
+    name = config.data.train[0].partition(":")[0]
+    path = Path(config.data.root) / name / catalog.VERSION / "classes.json"
+    try:
+        classes = json.loads(path.read_text())
+        return tuple(map(str, classes["names"])), int(classes["num_things"])
+    except (OSError, ValueError, KeyError):
+        return (), 0
+
+
+def _keep(cache: collections.OrderedDict, key: str, value) -> None:
+    """Adds to a cache of the most recently used texts."""
+    cache[key] = value
+    while len(cache) > MAX_CACHED:
+        cache.popitem(last=False)
