@@ -1,5 +1,6 @@
 # make train    trains, evaluates and reports; a second call continues or says that the run is done
 # make test     runs all tests
+# make test-slow  runs the tests at full numbers and full sizes that `make test` leaves out
 # make lint     format and lint, as before each commit
 # Settings: CONFIG=configs/shapes_long.py  PYTHON=python3.12  WORKERS=1
 
@@ -10,7 +11,7 @@ WORKERS ?= 2# of the tests; each compiles programs and takes up to 3 GB while it
 
 RUN := .venv/bin/python
 
-.PHONY: train test lint
+.PHONY: train test test-slow lint
 
 train: .venv/.installed
 	$(RUN) -m data_prep.shapes --output data/shapes
@@ -18,6 +19,9 @@ train: .venv/.installed
 
 test: .venv/.installed-dev
 	$(RUN) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+test-slow: .venv/.installed-dev
+	$(RUN) -m pytest -n 1 -m slow $(ARGS)
 
 lint: .venv/.installed-dev
 	.venv/bin/ruff format .

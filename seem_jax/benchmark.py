@@ -5,12 +5,15 @@ operations in GFLOP (2 per multiply-add) by the compiler's cost analysis, and th
 temporaries. That analysis counts the body of a loop once: the matrix products and convolutions of
 every further turn of a loop of known length are added here, from the traced program. Simulated rounds
 are counted by themselves and taken `ROUNDS` times, the mean of 0 to max_rounds = 5.
+
+Suite `data` measures how fast records become training examples; see benchmark_data.py.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import json
 import math
 import time
@@ -21,17 +24,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
+from jax.sharding import Mesh
 
+from seem_jax import benchmark_data, interaction, sharding
 from seem_jax import config as config_lib
-from seem_jax import interaction, sharding
 from seem_jax.config import Config, DataConfig
 from seem_jax.config_flag import CONFIG
-from seem_jax.models.seem import build, class_logits, mask_logits, remember
+from seem_jax.models.seem import SEEM, build, class_logits, mask_logits, remember
 from seem_jax.training import state as states
 from seem_jax.training.step import Vocabulary, make_train_step
 from seem_jax.types import Batch, MaskRefs, Memory, Objects, Phrases, VisualPrompts
 
-SUITE = flags.DEFINE_list("suite", ["operations"], "What to measure; at present: operations.")
+SUITE = flags.DEFINE_list("suite", ["operations"], "What to measure: operations, data.")
 JSON = flags.DEFINE_string("json", None, "File to write the figures to.")
 
 ROUNDS = 2.5
@@ -50,72 +54,91 @@ def operations(config: Config) -> dict[str, float]:
     config = copy.deepcopy(config)
     config.data.batch_size = 1
     config.mesh = config_lib.MeshConfig(1, 1, 1)
-    model, data, width = build(config.model), config.data, config.model.decoder.width
-    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+    model, mesh = build(config.model), sharding.make_mesh(config.mesh, jax.devices()[:1])
     params = jax.tree.map(_shape, states.merge(states.abstract(model, config, mesh)))
-    images = jax.ShapeDtypeStruct((1, data.image_size, data.image_size, 3), np.uint8)
+    images = _images(config.data)
+    features = jax.eval_shape(functools.partial(_encode, model), params, images)
 
-    def encode(params, images):
-        return model.apply({"params": params}, images, method="encode_image")
+    costs = {
+        "encode": measure(functools.partial(_encode, model), params, images),
+        "decode": _decode_cost(model, params, features),
+        **{
+            f"click_{points}": _click_cost(model, params, features, points)
+            for points in CLICK_POINTS
+        },
+    }
+    costs["click"] = costs[f"click_{max(CLICK_POINTS)}"]
+    costs["round"] = _round_cost(model, config, params, features)
+    costs["train_step_without_rounds"] = _step_cost(model, config, mesh)
+    step, one_round = costs["train_step_without_rounds"], costs["round"]
+
+    figures: dict[str, float] = {}
+    for name, cost in costs.items():
+        figures[f"{name}/gflop"] = cost.flop / 1e9
+        figures[f"{name}/temp_bytes"] = cost.temp_bytes
+    figures["train_step/gflop_per_image"] = (step.flop + ROUNDS * one_round.flop) / 1e9
+    figures["train_step/temp_bytes"] = step.temp_bytes
+    return figures
+
+
+def _encode(model: SEEM, params, images):
+    return model.apply({"params": params}, images, method="encode_image")
+
+
+def _decode_cost(model: SEEM, params, features) -> Cost:
+    """Of the object queries: names and masks at stride 4."""
 
     def decode(params, features, table):
         objects = model.apply({"params": params}, features, method="decode").object
         names = class_logits(objects.class_embedding, table, params["logit_scale"])
         return names, mask_logits(objects.mask_embedding, features)
 
-    def click(params, features, prompts, memory):
-        variables, number = {"params": params}, memory.valid.shape[1]
-        visual = model.apply(variables, features, prompts, number, method="encode_prompts")
-        outputs = model.apply(
-            variables, features, None, visual, memory, objects=False, method="decode"
-        )
-        memory = remember(outputs, visual)
-        return memory, mask_logits(memory.mask_embedding, features)
+    table = jax.ShapeDtypeStruct((NUM_CLASSES, model.config.text.projection), np.float32)
+    return measure(decode, params, features, table)
 
-    features = jax.eval_shape(encode, params, images)
-    table = jax.ShapeDtypeStruct((NUM_CLASSES, config.model.text.projection), np.float32)
-    figures: dict[str, float] = {}
 
-    def put(name: str, cost: Cost) -> None:
-        figures[f"{name}/gflop"] = cost.flop / 1e9
-        figures[f"{name}/temp_bytes"] = cost.temp_bytes
+def _click(model: SEEM, params, features, prompts, memory):
+    """(memory, mask logits) of drawn prompts on an encoded image; the object queries rest."""
+    variables, number = {"params": params}, memory.valid.shape[1]
+    visual = model.apply(variables, features, prompts, number, method="encode_prompts")
+    outputs = model.apply(variables, features, None, visual, memory, objects=False, method="decode")
+    memory = remember(outputs, visual)
+    return memory, mask_logits(memory.mask_embedding, features)
 
-    put("encode", measure(encode, params, images))
-    put("decode", measure(decode, params, features, table))
-    for points in CLICK_POINTS:
-        memory = _memory(features, 1, width)
-        put(f"click_{points}", measure(click, params, features, _prompts(points), memory))
-    figures["click/gflop"] = figures[f"click_{max(CLICK_POINTS)}/gflop"]
-    figures["click/temp_bytes"] = figures[f"click_{max(CLICK_POINTS)}/temp_bytes"]
 
-    # A round of training: all prompts of an image, and the clicks that follow.
+def _click_cost(model: SEEM, params, features, points: int) -> Cost:
+    memory = _memory(features, 1, model.config.decoder.width)
+    return measure(functools.partial(_click, model), params, features, _prompts(points), memory)
+
+
+def _round_cost(model: SEEM, config: Config, params, features) -> Cost:
+    """Of a round of training: all prompts of an image, and the clicks that follow."""
+
     def one_round(params, features, prompts, memory, truth, prompted):
-        memory, logits = click(params, features, prompts, memory)
+        memory, logits = _click(model, params, features, prompts, memory)
         return memory, interaction.next_clicks(logits, truth, prompted)
 
-    number = data.max_prompts
+    data, number = config.data, config.data.max_prompts
     points = data.max_points + config.max_rounds * number * interaction.POINTS_PER_CLICK
     area = (1, number, data.image_size, data.image_size)
-    round_cost = measure(
+    return measure(
         one_round,
         params,
         features,
         _prompts(points),
-        _memory(features, number, width),
+        _memory(features, number, config.model.decoder.width),
         jax.ShapeDtypeStruct(area, bool),
         jax.ShapeDtypeStruct(area, np.uint8),
     )
-    put("round", round_cost)
-    config.max_rounds = 0
-    step = make_train_step(model, config, mesh, num_things=80)
+
+
+def _step_cost(model: SEEM, config: Config, mesh: Mesh) -> Cost:
+    """Of a training step without simulated rounds."""
+    config = dataclasses.replace(config, max_rounds=0)
+    step = make_train_step(model, config, mesh)
+    state = states.abstract(model, config, mesh)
     with sharding.use(mesh):
-        base = measure(
-            step, states.abstract(model, config, mesh), _batch(data), _vocabulary(config)
-        )
-    put("train_step_without_rounds", base)
-    figures["train_step/gflop_per_image"] = (base.flop + ROUNDS * round_cost.flop) / 1e9
-    figures["train_step/temp_bytes"] = base.temp_bytes
-    return figures
+        return measure(step, state, _batch(config.data), _vocabulary(config))
 
 
 def measure(function: Callable, *arguments) -> Cost:
@@ -172,6 +195,10 @@ def _inner(equation) -> list:
 
 def _shape(leaf):
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
+def _images(data: DataConfig):
+    return jax.ShapeDtypeStruct((1, data.image_size, data.image_size, 3), np.uint8)
 
 
 def _prompts(points: int) -> VisualPrompts:
@@ -237,7 +264,7 @@ def _vocabulary(config: Config) -> Vocabulary:
     )
 
 
-SUITES = {"operations": operations}
+SUITES = {"operations": operations, "data": benchmark_data.run}
 
 
 def main(argv: list[str]) -> None:

@@ -6,6 +6,7 @@ unfrozen because the flag parser assigns to them; `validate` is called once by e
 
 # No `from __future__ import annotations` here: config_flags reads the types of the fields, not strings.
 import dataclasses
+import functools
 import importlib.util
 import json
 from pathlib import Path
@@ -13,30 +14,45 @@ from pathlib import Path
 
 @dataclasses.dataclass
 class BackboneConfig:
-    """FocalNet (Yang et al. 2022). `depthwise` is the variant of the official Focal-T."""
+    """FocalNet (Yang et al. 2022), DaViT (Ding et al. 2022) or SAM's ViT (Kirillov et al. 2023).
 
-    name: str = "focalnet"
-    width: int = 96  # channels of the first stage; doubles at each stage
-    depths: tuple[int, ...] = (2, 2, 6, 2)
-    focal_levels: tuple[int, ...] = (3, 3, 3, 3)
-    focal_windows: tuple[int, ...] = (3, 3, 3, 3)  # pixels, first level; grows by 2 a level
+    A field that names no backbone is used by all of them.
+    """
+
+    name: str = "focalnet"  # "focalnet", "davit" or "sam_vit"
+    width: int = 96  # channels of the first stage; focalnet, davit: doubles at each stage
+    depths: tuple[int, ...] = (2, 2, 6, 2)  # blocks of each stage; sam_vit has one stage
     mlp_ratio: float = 4.0
-    depthwise: bool = True  # two extra depthwise 3x3 convolutions in each block
-    layer_scale: bool = True
-    layer_scale_init: float = 1e-4  # start value of the layer scales (official 1e-4)
     drop_path: float = 0.3  # stochastic depth at the last block, in training
+    size_divisor: int = 32  # images are padded to multiples of this, pixels
+    focal_levels: tuple[int, ...] = (3, 3, 3, 3)  # focalnet
+    focal_windows: tuple[int, ...] = (3, 3, 3, 3)  # focalnet: pixels, first level; + 2 a level
+    depthwise: bool = True  # focalnet (as Focal-T): two depthwise 3x3 convolutions in each block
+    layer_scale: bool = True  # focalnet
+    layer_scale_init: float = 1e-4  # focalnet: start value of the layer scales (official 1e-4)
+    head_width: int = 32  # davit, sam_vit: channels of an attention head
+    window: int = 7  # davit, sam_vit: side of the attention windows, in pixels of the map
+    patch_sizes: tuple[int, ...] = (7, 2, 2, 2)  # davit: kernels of the convolutions that shrink
+    global_blocks: tuple[int, ...] = ()  # sam_vit: blocks whose window is the whole map
+    position_size: int = 64  # sam_vit: side of the table of positions, in patches of 16 pixels
+    pyramid_width: int = 128  # sam_vit: channels of its map of stride 4; doubles at each stride
 
 
 @dataclasses.dataclass
 class PixelDecoderConfig:
-    """Transformer encoder on the coarsest map, then a feature pyramid."""
+    """Transformer encoder, then a feature pyramid.
 
-    name: str = "fpn"
+    "fpn": the encoder reads the coarsest map. "deformable" (Zhu et al. 2021): the three coarsest
+    maps read each other at a few learned points.
+    """
+
+    name: str = "fpn"  # "fpn" or "deformable"
     width: int = 512
     num_layers: int = 6
     num_heads: int = 8
     mlp_width: int = 2048
     num_groups: int = 32  # of the group normalisation
+    num_points: int = 4  # deformable: points that a head reads on each map
 
 
 @dataclasses.dataclass
@@ -57,7 +73,11 @@ class TextConfig:
 
 @dataclasses.dataclass
 class DecoderConfig:
-    """SEEM decoder. `rules` names a table of decoder/rules.py."""
+    """SEEM decoder. `rules` names a table of decoder/rules.py.
+
+    `RELEASES` has the values of the official versions. With the rules "shared" the object queries
+    answer the prompts, without memory; that is for inference only, as no loss is defined for it.
+    """
 
     width: int = 512
     num_layers: int = 9
@@ -65,8 +85,24 @@ class DecoderConfig:
     mlp_width: int = 2048
     num_object_queries: int = 101
     num_memory: int = 32
-    queries_per_prompt: int = 3
-    rules: str = "official"  # "official" or "composed"
+    queries_per_prompt: int = 3  # object queries copied for each visual prompt (v0: all 101)
+    empty_pooled: float = -1.0  # pooled value of a prompt without positive points (v0, demo: 0)
+    rules: str = "official"  # "official", "composed" or "shared"
+
+
+# The official versions of one and the same weights; in v0 a prompt has a copy of all object queries.
+RELEASES = {
+    "v1": {"rules": "official", "queries_per_prompt": 3, "empty_pooled": -1.0},
+    "v0": {"rules": "official", "queries_per_prompt": 101, "empty_pooled": 0.0},
+    "demo": {"rules": "shared", "empty_pooled": 0.0},
+}
+
+
+def as_released(decoder: DecoderConfig, version: str) -> DecoderConfig:
+    """The decoder with the values of an official version: "v0", "v1" or "demo"."""
+    if version not in RELEASES:
+        raise ValueError(f"unknown version {version!r}; choose from {sorted(RELEASES)}.")
+    return dataclasses.replace(decoder, **RELEASES[version])
 
 
 @dataclasses.dataclass
@@ -92,6 +128,7 @@ class DataConfig:
     referring_eval: str = "shapes_referring:val"
     referring_unseen_eval: str = "shapes_referring:unseen"  # "" where there is none
     interactive_eval: str = "shapes_panoptic:val"
+    video_eval: str = "shapes_video:val"
     tokenizer: str = "data/shapes/records/tokenizer.model"
     image_size: int = 1024  # pixels, square training crop
     min_scale: float = 0.1  # large-scale jitter
@@ -110,6 +147,7 @@ class DataConfig:
     num_workers: int = 0  # processes; 0 reads in threads
     num_threads: int = 2
     prefetch: int = 8  # batches
+    max_bad_records: int = 0  # that cannot be read; replaced by others and counted, then an error
 
 
 @dataclasses.dataclass
@@ -135,8 +173,10 @@ class LossConfig:
     oversample: float = 3.0
     importance: float = 0.75  # share of the points taken where the mask is least certain
     deep_supervision: bool = True
-    dense_class: float = 0.0  # per-pixel class loss on the mask features; 0 officially
-    dense_thing_weight: float = 5.0  # weight of thing pixels in it
+    names_train_text: bool = True  # whether class losses move the text encoder (where not frozen)
+    # Auxiliary losses of the mean features of each true segment (losses/regions.py); 0 officially.
+    region_class: float = 0.0
+    region_phrase: float = 0.0
 
 
 @dataclasses.dataclass
@@ -175,7 +215,21 @@ class EvaluationConfig:
     max_clicks: int = 20
     object_threshold: float = 0.8
     overlap_threshold: float = 0.8
-    num_pictures: int = 12  # rows of a picture sheet
+    num_pictures: int = 12  # rows of a picture sheet: best, median and worst
+    tasks: tuple[str, ...] = (
+        "panoptic",
+        "referring",
+        "interactive",
+    )  # also instance, semantic, video
+    referring_ways: tuple[str, ...] = ("text", "text+click")  # also "click", a drawn prompt alone
+    first_sentence_only: bool = False  # of each referred object, as officially
+    first_prompts: tuple[str, ...] = (
+        "point",
+    )  # of interactive; also circle, scribble, polygon, box
+    ritm: bool = False  # interactive also by the protocol of RITM and SimpleClick
+    vocabulary: str = ""  # JSON file: class name -> what to call it, one name or several
+    calibrate: bool = False  # fit a temperature of the class scores, on every second image
+    faster_coco_eval: bool = False  # AP by the package faster-coco-eval instead of pycocotools
 
 
 @dataclasses.dataclass
@@ -189,6 +243,11 @@ class Config:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     num_steps: int = 100_000
+    encoder_steps: int = 0  # first of these, in which the encoders alone learn (loss.region_*)
+    # Weights to start from: a work folder (of training or seem_jax.convert) or one of its steps. ""
+    # starts from random ones; a run that has a checkpoint of its own continues from that.
+    start_from: str = ""
+    may_be_fresh: tuple[str, ...] = ()  # paths of parameters that start_from may lack, as "decoder"
     max_rounds: int = 5  # simulated interactive rounds without gradient: 0 to this, uniform
     seed: int = 0
     log_every: int = 50  # steps
@@ -199,85 +258,117 @@ class Config:
 
 def validate(config: Config) -> None:
     """Raises ValueError naming the field, the value and what would be right."""
-    model, data = config.model, config.data
+    _validate_model(config)
+    _validate_backbone(config)
+    _validate_data(config)
+    _validate_training(config)
 
-    def need(ok: bool, field: str, value: object, expected: str) -> None:
-        if not ok:
-            raise ValueError(f"config.{field} = {value!r}: expected {expected}.")
 
-    for part, width, heads in (
-        ("decoder", model.decoder.width, model.decoder.num_heads),
-        ("pixel_decoder", model.pixel_decoder.width, model.pixel_decoder.num_heads),
-        ("text", model.text.width, model.text.num_heads),
-    ):
-        need(width % heads == 0, f"model.{part}.width", width, f"a multiple of num_heads = {heads}")
-        need(width % 4 == 0, f"model.{part}.width", width, "a multiple of 4 (sine positions)")
-    need(
-        model.pixel_decoder.width == model.decoder.width,
+def _validate_model(config: Config) -> None:
+    model = config.model
+    for part in ("decoder", "pixel_decoder", "text"):
+        field, sizes = f"model.{part}.width", getattr(model, part)
+        heads = sizes.num_heads
+        _need(config, f"model.{part}.num_heads", heads > 0, "a positive number")
+        _need(config, field, sizes.width % heads == 0, f"a multiple of num_heads = {heads}")
+        _need(config, field, sizes.width % 4 == 0, "a multiple of 4 (sine positions)")
+    width = model.decoder.width
+    _need(
+        config,
         "model.pixel_decoder.width",
-        model.pixel_decoder.width,
-        f"model.decoder.width = {model.decoder.width}",
+        model.pixel_decoder.width == width,
+        f"model.decoder.width = {width}",
     )
-    need(
-        model.pixel_decoder.width % model.pixel_decoder.num_groups == 0,
+    _need(
+        config,
         "model.pixel_decoder.num_groups",
-        model.pixel_decoder.num_groups,
-        f"a divisor of the width {model.pixel_decoder.width}",
+        width % max(model.pixel_decoder.num_groups, 1) == 0,
+        f"a divisor of the width {width}",
     )
-    need(
-        model.text.projection == model.decoder.width,
+    _need(
+        config,
         "model.text.projection",
-        model.text.projection,
-        f"model.decoder.width = {model.decoder.width}: text tokens are decoder slots",
+        model.text.projection == width,
+        f"model.decoder.width = {width}: text tokens are decoder slots",
     )
-    need(
-        model.text.pooling in ("end", "mean"),
-        "model.text.pooling",
-        model.text.pooling,
-        '"end" or "mean"',
-    )
-    need(
-        model.decoder.rules in ("official", "composed"),
-        "model.decoder.rules",
-        model.decoder.rules,
-        '"official" or "composed"',
-    )
-    need(
-        model.dtype in ("float32", "bfloat16"),
-        "model.dtype",
-        model.dtype,
-        '"float32" or "bfloat16"',
-    )
-    need(data.image_size % 32 == 0, "data.image_size", data.image_size, "a multiple of 32")
-    need(data.max_objects <= 255, "data.max_objects", data.max_objects, "at most 255")
-    need(
-        data.max_phrase_tokens <= model.text.context_length,
+    _one_of(config, "model.text.pooling", ("end", "mean"))
+    _one_of(config, "model.decoder.rules", ("official", "composed", "shared"))
+    _one_of(config, "model.dtype", ("float32", "bfloat16"))
+
+
+def _validate_backbone(config: Config) -> None:
+    backbone = config.model.backbone
+    _one_of(config, "model.backbone.name", ("focalnet", "davit", "sam_vit"))
+    lists = {
+        "focalnet": ("depths", "focal_levels", "focal_windows"),
+        "davit": ("depths", "patch_sizes"),
+        "sam_vit": ("depths",),
+    }
+    stages = 1 if backbone.name == "sam_vit" else 4
+    for field in lists[backbone.name]:
+        fits = len(getattr(backbone, field)) == stages
+        _need(config, f"model.backbone.{field}", fits, f"a value for each stage, {stages} in all")
+    if backbone.name != "focalnet":
+        fits = backbone.head_width > 0 and backbone.width % backbone.head_width == 0
+        field = "model.backbone.head_width"
+        _need(config, field, fits, f"a divisor of the width {backbone.width}")
+    blocks = range(sum(backbone.depths))
+    fits = set(backbone.global_blocks) <= set(blocks)
+    _need(config, "model.backbone.global_blocks", fits, f"blocks from 0 to {len(blocks) - 1}")
+    fits = backbone.size_divisor > 0 and backbone.size_divisor % 32 == 0
+    _need(config, "model.backbone.size_divisor", fits, "a multiple of 32")
+
+
+def _validate_data(config: Config) -> None:
+    data, context = config.data, config.model.text.context_length
+    for field in ("image_size", "batch_size", "max_objects", "max_phrases", "max_prompts"):
+        _need(config, f"data.{field}", getattr(data, field) > 0, "a positive number")
+    _need(config, "data.image_size", data.image_size % 32 == 0, "a multiple of 32")
+    _need(config, "data.max_objects", data.max_objects <= 255, "at most 255")
+    _need(
+        config,
         "data.max_phrase_tokens",
-        data.max_phrase_tokens,
-        f"at most model.text.context_length = {model.text.context_length}",
+        data.max_phrase_tokens <= context,
+        f"at most model.text.context_length = {context}",
     )
-    need(
-        len(data.train) == len(data.weights),
+    _need(
+        config,
         "data.weights",
-        data.weights,
+        len(data.train) == len(data.weights),
         f"one weight for each of data.train = {data.train}",
     )
     kinds = {"point", "polygon", "scribble", "circle", "box"}
-    need(
-        set(data.prompt_kinds) <= kinds,
-        "data.prompt_kinds",
-        data.prompt_kinds,
-        f"names of {sorted(kinds)}",
-    )
-    need(
-        config.optimizer.schedule in ("multistep", "cosine"),
-        "optimizer.schedule",
-        config.optimizer.schedule,
-        '"multistep" or "cosine"',
-    )
+    fits = len(data.prompt_kinds) > 0 and set(data.prompt_kinds) <= kinds
+    _need(config, "data.prompt_kinds", fits, f"names of {sorted(kinds)}")
+    _need(config, "data.max_bad_records", data.max_bad_records >= 0, "0 or more")
+
+
+def _validate_training(config: Config) -> None:
+    _one_of(config, "optimizer.schedule", ("multistep", "cosine"))
     for field in ("num_steps", "log_every", "checkpoint_every", "keep_checkpoints"):
-        need(getattr(config, field) > 0, field, getattr(config, field), "a positive number")
-    need(config.max_rounds >= 0, "max_rounds", config.max_rounds, "0 or more")
+        _need(config, field, getattr(config, field) > 0, "a positive number")
+    _need(
+        config,
+        "encoder_steps",
+        config.encoder_steps == 0 or config.loss.region_class > 0 or config.loss.region_phrase > 0,
+        "0 where loss.region_class and loss.region_phrase are 0: the encoders had nothing to learn",
+    )
+    _need(config, "max_rounds", config.max_rounds >= 0, "0 or more")
+    fits = not config.may_be_fresh or bool(config.start_from)
+    _need(config, "may_be_fresh", fits, "none, since config.start_from is empty")
+
+
+def _need(config: Config, field: str, ok: bool, expected: str) -> None:
+    """ValueError naming the field and its value unless `ok`."""
+    if not ok:
+        value = functools.reduce(getattr, field.split("."), config)
+        raise ValueError(f"config.{field} = {value!r}: expected {expected}.")
+
+
+def _one_of(config: Config, field: str, names: tuple[str, ...]) -> None:
+    value = functools.reduce(getattr, field.split("."), config)
+    *first, last = (f'"{name}"' for name in names)
+    _need(config, field, value in names, f"{', '.join(first)} or {last}")
 
 
 def load_config(path: str | Path) -> Config:
@@ -299,18 +390,18 @@ def to_json(config: Config) -> str:
 
 
 def from_json(text: str) -> Config:
-    """The configuration that `to_json` wrote. An unknown or missing field is a ValueError naming it."""
+    """The configuration that `to_json` wrote. An unknown field is a ValueError naming it.
+
+    A missing field takes its default: it is younger than the text, and a new field's default is
+    what the program did before.
+    """
     return _build(Config, json.loads(text), "config")
 
 
 def _build(kind: type, values: dict, where: str):
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    unknown = sorted(set(values) - set(fields))
-    missing = sorted(set(fields) - set(values))
-    if unknown or missing:
-        raise ValueError(
-            f"{where}: unknown fields {unknown}, missing fields {missing}; written by another version?"
-        )
+    if unknown := sorted(set(values) - set(fields)):
+        raise ValueError(f"{where}: unknown fields {unknown}; written by another version?")
     default = kind()
     out = {}
     for name, value in values.items():

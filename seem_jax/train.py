@@ -1,7 +1,9 @@
 """Trains a model: python -m seem_jax.train --config=configs/shapes.py [--config.FIELD=VALUE ...]
 
 The same command continues a run that was stopped, from its newest good checkpoint, and says so when
-the run is done. Exit codes: 0 done; 75 told to stop (SIGTERM or Ctrl-C), saved, start again; 1 error.
+the run is done. The first start takes the weights in --config.start_from=FOLDER, where given: another
+run (fine-tuning) or a converted official checkpoint. Exit codes: 0 done; 75 told to stop (SIGTERM or
+Ctrl-C), saved, start again; 1 error.
 
 Several hosts: start the same command on each with --distributed, which finds the others through
 SLURM, Open MPI, Kubernetes or the TPU metadata; elsewhere give --coordinator=HOST:PORT,
@@ -27,14 +29,15 @@ from jax.sharding import Mesh
 
 from seem_jax import config as config_lib
 from seem_jax import sharding
-from seem_jax.checkpoint import Checkpoints
+from seem_jax.checkpoint import Checkpoints, differences, restore_params
 from seem_jax.config import Config
-from seem_jax.config_flag import CONFIG
+from seem_jax.config_flag import CONFIG, join_processes
 from seem_jax.data import catalog, pipeline
 from seem_jax.evaluation import evaluator, report
 from seem_jax.models.language import class_names
 from seem_jax.models.language.tokenizer import Tokenizer
 from seem_jax.models.seem import SEEM, build
+from seem_jax.training import starting_weights
 from seem_jax.training import state as states
 from seem_jax.training.ledger import CompileCounter, Ledger, peak_bytes
 from seem_jax.training.step import Vocabulary, make_train_step, vocabulary
@@ -44,10 +47,6 @@ from seem_jax.types import Batch
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, start the same command again
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; overrides config.workdir.")
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes; find the others.")
-COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes, with --coordinator.")
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process, with --coordinator.")
 
 
 @dataclasses.dataclass
@@ -57,7 +56,6 @@ class Data:
     batches: pipeline.TrainBatches  # of this process
     class_ids: np.ndarray  # int32 [C, templates, J]
     class_valid: np.ndarray  # bool [C, templates, J]
-    num_things: int
 
 
 def train(config: Config) -> int:
@@ -132,7 +130,7 @@ def open_data(config: Config) -> Data:
         process_count=jax.process_count(),
         templates=templates,
     )
-    return Data(batches, ids, valid, split.num_things)
+    return Data(batches, ids, valid)
 
 
 @dataclasses.dataclass
@@ -193,7 +191,7 @@ class Loop:
         """The training step as a program of fixed shapes: it cannot compile a second time."""
         _say("compiling the training step ...", end=" ")
         begin = time.perf_counter()
-        step = make_train_step(self.model, self.config, self.mesh, self.data.num_things)
+        step = make_train_step(self.model, self.config, self.mesh)
         with sharding.use(self.mesh):
             compiled = step.lower(state, sharding.put_batch(batch, self.mesh), self.names).compile()
         _say(f"took {time.perf_counter() - begin:.0f} s")
@@ -302,6 +300,8 @@ def _start(
             f"took {time.perf_counter() - begin:.0f} s: {learning / 1e6:.2f} M parameters"
             f" learn, {resting / 1e6:.2f} M are frozen"
         )
+        if config.start_from:
+            state = _with_starting_weights(state, config)
         checkpoints.save_frozen(state.frozen)
         return state
     wanted = states.abstract(model, config, mesh)
@@ -311,6 +311,26 @@ def _start(
     _say(f"continuing from the checkpoint of step {checkpoints.latest}")
     step = jax.device_put(np.int32(checkpoints.latest), wanted.step.sharding)
     return states.TrainState(step=step, trainable=trainable, frozen=frozen, opt_state=opt_state)
+
+
+def _with_starting_weights(state: states.TrainState, config: Config) -> states.TrainState:
+    """The state with the parameters of config.start_from, a work folder or one of its steps."""
+    path = Path(config.start_from).absolute()
+    step = None
+    if path.parent.name == "steps" and path.name.isdigit():
+        path, step = path.parents[2], int(path.name)
+    try:
+        params, saved = restore_params(path, step)
+    except ValueError as error:
+        raise ValueError(f"config.start_from = {config.start_from!r}: {error}") from error
+    state, fresh = starting_weights.adopt(state, params, config.may_be_fresh)
+    _say(f"starting from the parameters in {config.start_from}")
+    if fresh:
+        _say(f"  begin with random values: {', '.join(fresh)}")
+    for line in differences(saved, config):
+        if line.startswith("config.model."):
+            _say(f"  note: it was made with another {line}")
+    return state
 
 
 def _finish(workdir: Path, config: Config, numbers: dict[str, float]) -> None:
@@ -378,10 +398,7 @@ def main(argv: list[str]) -> int:
         )
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax reports every file otherwise
-    if COORDINATOR.value:
-        jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
-    elif DISTRIBUTED.value:
-        jax.distributed.initialize()
+    join_processes()
     config = CONFIG.value
     if WORKDIR.value:
         config.workdir = WORKDIR.value

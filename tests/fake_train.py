@@ -67,7 +67,7 @@ def fake_config(workdir):
 
 def main(workdir, poisoned=0):
     train.open_data = lambda config: train.Data(
-        FakeBatches(config, poisoned), *fakes.class_token_ids(config), fakes.NUM_THINGS
+        FakeBatches(config, poisoned), *fakes.class_token_ids(config)
     )
     evaluator.Evaluator = FakeEvaluator
     return train.train(fake_config(workdir))

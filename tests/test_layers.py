@@ -21,13 +21,24 @@ MAY_IMPORT = {
     "sharding": BASE,
     "checkpoint": BASE,
     "training": {"models", "losses", "interaction", "sharding", "kernels", *BASE},
-    "predictor": {"models", "postprocess", "interaction", "checkpoint", "image", *BASE},
+    "predictor": {
+        "models",
+        "losses",
+        "postprocess",
+        "interaction",
+        "checkpoint",
+        "image",
+        "data",
+        "demo",  # pictures of results
+        *BASE,
+    },
 }
 ANYTHING = {
     "train",
     "evaluate",
     "predict",
     "benchmark",
+    "benchmark_data",
     "config_flag",
     "convert",
     "demo",

@@ -100,12 +100,15 @@ def record(number: int, *, phrases: bool = True, height: int = SIZE, width: int 
     )
 
 
+TEMPLATES = ("{}", "the {}", "a {}")
 RECORDS = FakeRecords(record(number) for number in range(10))
 CLASS_RECORDS = FakeRecords(record(number, phrases=False) for number in range(10))
 
 
 def batches_of(config: DataConfig = CONFIG, count: int = 4, splits=(RECORDS,), **options):
-    batches = pipeline.train_batches(config, FakeTokenizer(), splits=list(splits), **options)
+    batches = pipeline.train_batches(
+        config, FakeTokenizer(), templates=TEMPLATES, splits=list(splits), **options
+    )
     out = [next(batches) for _ in range(count)]
     batches.close()
     return out
@@ -129,7 +132,7 @@ def masks_of(planes: np.ndarray, refs: MaskRefs) -> np.ndarray:
 def test_worker_processes_make_the_batches_of_threads_and_resume_like_them(workers):
     whole = batches_of(count=8)
     config = dataclasses.replace(CONFIG, num_workers=workers)
-    batches = pipeline.train_batches(config, FakeTokenizer(), splits=[RECORDS])
+    batches = pipeline.train_batches(config, FakeTokenizer(), templates=TEMPLATES, splits=[RECORDS])
     assert_equal([next(batches) for _ in range(3)], whole[:3])
     assert batches.get_state() == {"step": 3}
     batches.set_state({"step": 5})
@@ -148,12 +151,14 @@ def test_hosts_share_the_global_batch_of_one_host_in_order(hosts):
 
 def test_resuming_at_any_step_gives_the_next_three_batches_bit_for_bit():
     whole = batches_of(count=9)
-    batches = pipeline.train_batches(CONFIG, FakeTokenizer(), splits=[RECORDS])
+    batches = pipeline.train_batches(CONFIG, FakeTokenizer(), templates=TEMPLATES, splits=[RECORDS])
     for step in range(1, 7):
         next(batches)
         state = batches.get_state()
         assert state == {"step": step}
-        fresh = pipeline.train_batches(CONFIG, FakeTokenizer(), splits=[RECORDS])
+        fresh = pipeline.train_batches(
+            CONFIG, FakeTokenizer(), templates=TEMPLATES, splits=[RECORDS]
+        )
         fresh.set_state(state)
         assert_equal([next(fresh) for _ in range(3)], whole[step : step + 3])
         fresh.close()
@@ -284,7 +289,7 @@ def test_class_names_bring_all_their_segments_as_one_group():
                     in_sight = batch.objects.label[row][batch.objects.masks.valid[row]]
                     assert len(found) == (in_sight == found[0]).sum()
     names = {"ball", "box", "tree", "sky"}
-    assert spoken == {template.format(name) for name in names for template in pipeline.TEMPLATES}
+    assert spoken == {template.format(name) for name in names for template in TEMPLATES}
 
 
 def test_prompts_lie_on_the_object_they_ask_for():
@@ -336,7 +341,7 @@ def test_what_does_not_fit_is_dropped_smallest_first_and_counted():
     config = dataclasses.replace(
         CONFIG, max_objects=2, max_phrase_tokens=4, min_scale=1.0, max_scale=1.0, num_threads=0
     )
-    batches = pipeline.train_batches(config, FakeTokenizer(), splits=[RECORDS])
+    batches = pipeline.train_batches(config, FakeTokenizer(), templates=TEMPLATES, splits=[RECORDS])
     for _ in range(3):
         batch = next(batches)
         assert set(batch.objects.label.ravel()) == {2, 3}  # sky and trees
@@ -413,6 +418,71 @@ def test_a_bad_record_is_named_with_its_data_set_even_from_a_worker():
         )
 
 
+class DamagedRecords(FakeRecords):
+    """Some cannot be read, others have an image that cannot be decoded."""
+
+    def __init__(self, unreadable=(), undecodable=()):
+        super().__init__(RECORDS)
+        self.unreadable = unreadable
+        for number in undecodable:
+            self[number] = dataclasses.replace(RECORDS[number], image=b"junk")
+
+    def __getitem__(self, item):
+        if item in self.unreadable:
+            raise ValueError(f"checksum of {item}")
+        return super().__getitem__(item)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bad_records_are_replaced_by_the_next_one_counted_and_named(caplog, workers):
+    """The others are as they were, and the replaced ones are what they would be by themselves."""
+    config = dataclasses.replace(CONFIG, max_bad_records=3, num_workers=workers)
+    records = DamagedRecords(unreadable=(2, 3), undecodable=(9,))
+    batches = pipeline.train_batches(config, FakeTokenizer(), templates=TEMPLATES, splits=[records])
+    got = [next(batches) for _ in range(8)]
+    batches.close()
+    whole = batches_of(count=8)
+    instead = {2: 4, 3: 4, 9: 0}
+    replaced = 0
+    for one, other in zip(got, whole, strict=True):
+        for row in range(CONFIG.batch_size):
+            number = int(other.sample_id[row])
+            assert one.sample_id[row] == instead.get(number, number)
+            replaced += {2: 2, 3: 1, 9: 1}.get(number, 0)
+            if number not in instead:
+                assert_equal(*(jax.tree.map(lambda x, r=row: x[r], b) for b in (one, other)))
+    assert batches.dropped["bad_records"] == replaced > 3
+    places = [f"fake:train, record {number}" for number in (2, 3, 9)]
+    assert sorted(batches.bad_records) == places
+    assert "checksum of 2" in batches.bad_records[places[0]]
+    for place in places:
+        assert sum(place in line for line in caplog.messages) == 1  # at the first meeting only
+
+
+def test_bad_records_do_not_depend_on_resuming():
+    config = dataclasses.replace(CONFIG, max_bad_records=2)
+    options = {"splits": (DamagedRecords(unreadable=(2,), undecodable=(7,)),)}
+    whole = batches_of(config, 8, **options)
+    for got, want in zip(batches_of(config, 3, step=5, **options), whole[5:], strict=True):
+        assert_equal(got, want)
+
+
+@pytest.mark.parametrize("allowed", [0, 1, 2])
+def test_more_bad_records_than_allowed_end_the_training(allowed):
+    config = dataclasses.replace(CONFIG, max_bad_records=allowed)
+    records = DamagedRecords(unreadable=(2,), undecodable=(5, 8))
+    with pytest.raises(ValueError, match=f"max_bad_records = {allowed} allowed") as error:
+        batches_of(config, 8, splits=(records,))
+    assert str(error.value).count("fake:train, record") == allowed + 1
+    assert "or raise that number" in str(error.value)
+
+
+def test_a_bad_record_in_a_row_of_bad_ones_ends_the_training():
+    records = DamagedRecords(unreadable=range(10))
+    with pytest.raises(ValueError, match=r"3 bad records(.|\n)*checksum"):
+        batches_of(dataclasses.replace(CONFIG, max_bad_records=2), 1, splits=(records,))
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
@@ -433,9 +503,11 @@ def test_configurations_that_cannot_work_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"batch_size = 4: .* processes, 3"):
         batches_of(process_count=3)
     with pytest.raises(ValueError, match=r"shapes_panoptic.*data_prep"):
-        pipeline.train_batches(DataConfig(root=str(tmp_path)), FakeTokenizer())
+        pipeline.train_batches(DataConfig(root=str(tmp_path)), FakeTokenizer(), templates=TEMPLATES)
     with pytest.raises(ValueError, match="saved by another version"):
-        pipeline.train_batches(CONFIG, FakeTokenizer(), splits=[RECORDS]).set_state({"next": 1})
+        pipeline.train_batches(
+            CONFIG, FakeTokenizer(), templates=TEMPLATES, splits=[RECORDS]
+        ).set_state({"next": 1})
 
 
 def test_overlapping_masks_beyond_the_planes_are_refused():
@@ -480,7 +552,7 @@ import dataclasses, time
 from tests import test_pipeline as t
 if __name__ == "__main__":
     config = dataclasses.replace(t.CONFIG, num_workers=1)
-    batches = t.pipeline.train_batches(config, t.FakeTokenizer(), splits=[t.RECORDS])
+    batches = t.pipeline.train_batches(config, t.FakeTokenizer(), templates=t.TEMPLATES, splits=[t.RECORDS])
     next(batches)
     print("ready", flush=True)
     time.sleep(60)

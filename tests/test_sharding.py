@@ -1,22 +1,27 @@
+import contextlib
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from seem_jax import sharding
+from seem_jax import losses, sharding
 from seem_jax.config import MeshConfig
+from seem_jax.losses import matcher
 from seem_jax.models.seem import build
 from seem_jax.training import state as states
+from seem_jax.training import step as training_step
 from seem_jax.training.step import make_train_step, vocabulary
-from tests.fakes import NUM_THINGS, class_token_ids, fake_batch, tiny_config
+from tests.fakes import class_token_ids, fake_batch, tiny_config
 
 BATCH = 8
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # compile
 
 
 def two_steps(mesh_config, devices):
-    """Metrics of two training steps and the parameters after them, on a mesh."""
+    """(metrics, matching) of two training steps and the parameters after them, on a mesh."""
     config = tiny_config()
     config.mesh = mesh_config
     config.data.batch_size = BATCH
@@ -25,14 +30,39 @@ def two_steps(mesh_config, devices):
     state = states.create(model, config, mesh, jax.random.key(0))
     names = vocabulary(model, states.merge(state), config, *class_token_ids(config))
     batch = sharding.put_batch(fake_batch(config, BATCH), mesh)
-    step = make_train_step(model, config, mesh, NUM_THINGS)
-    seen = []
-    with sharding.use(mesh):
+    step = make_train_step(model, config, mesh)
+    seen, matching = [], []
+    with sharding.use(mesh), matching_in_metrics():
         compiled = step.lower(state, batch, names).compile(QUICK)
         for _ in range(2):
             state, metrics = compiled(state, batch, names)
+            matching.append({n: np.asarray(metrics.pop(n)) for n in MATCHED})
             seen.append({name: float(value) for name, value in metrics.items()})
-    return seen, state
+    return seen, matching, state
+
+
+MATCHED = ("object", "text", "visual")
+
+
+@contextlib.contextmanager
+def matching_in_metrics():
+    """Inside, a traced training step also gives the slot of each target, by branch."""
+    caught = {}
+
+    def match(*arguments):
+        caught.update(matcher.match.original(*arguments))
+        return dict(caught)
+
+    def total_loss(*arguments, **options):
+        loss, metrics = losses.total_loss(*arguments, **options)
+        return loss, metrics | caught
+
+    match.original = matcher.match
+    with (
+        mock.patch.object(matcher, "match", match),
+        mock.patch.object(training_step, "total_loss", total_loss),
+    ):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +72,13 @@ def alone():
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)], ids=str)
 def test_eight_devices_say_what_one_says(alone, sizes):
-    """The matching too: with another one the mask losses would differ in the second digit."""
-    want, want_state = alone
-    got, got_state = two_steps(MeshConfig(*sizes), jax.devices())
+    want, want_matching, want_state = alone
+    got, got_matching, got_state = two_steps(MeshConfig(*sizes), jax.devices())
+    for name in MATCHED:  # the same slot for every target, in every layer and image
+        slots = got_matching[0][name]
+        assert slots.shape[:2] == (3, BATCH)
+        assert (slots >= 0).any()
+        np.testing.assert_array_equal(slots, want_matching[0][name])
     for name, value in want[0].items():
         tolerance = 1e-4 if name == "grad_norm" else 1e-5
         assert got[0][name] == pytest.approx(value, rel=tolerance, abs=1e-6), name

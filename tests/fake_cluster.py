@@ -1,0 +1,83 @@
+"""python -m tests.fake_cluster WORKDIR PROCESS_ID NUM_PROCESSES PORT DEVICES: one process of a run.
+
+A real training run of a tiny model over the records of test_pipeline, on DEVICES forced CPU devices in
+each process, on a mesh that splits parameters and batches. Prints the samples of each step.
+"""
+
+import os
+import sys
+
+os.environ["XLA_FLAGS"] = (
+    f"--xla_force_host_platform_device_count={sys.argv[5]} --xla_backend_optimization_level=0"
+)
+import tests.conftest  # noqa: I001 - sets the environment before JAX is imported
+
+import jax
+
+from seem_jax import train
+from seem_jax.config import MeshConfig
+from seem_jax.data import pipeline
+from seem_jax.evaluation import evaluator
+from tests import fakes, test_pipeline
+
+NUM_STEPS, BATCH_SIZE = 3, 8
+
+
+def configuration(workdir):
+    config = fakes.tiny_config()
+    config.workdir = workdir
+    config.num_steps = NUM_STEPS
+    config.checkpoint_every = NUM_STEPS
+    config.data.batch_size = BATCH_SIZE
+    config.data.min_scale, config.data.max_scale = 0.7, 1.5
+    config.model.text.vocab_size = 128  # letters
+    config.mesh = MeshConfig(data=2, fsdp=-1, tensor=1)
+    config.compile_cache = str(tests.conftest.CACHE)
+    return config
+
+
+class Told:
+    """Batches that say which samples they hold."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __next__(self):
+        batch = next(self.batches)
+        print("samples", *batch.sample_id, flush=True)
+        return batch
+
+    def __getattr__(self, name):
+        return getattr(self.batches, name)
+
+
+class NoEvaluator:
+    def __init__(self, model, config):
+        pass
+
+    def run(self, params, *, workdir):
+        return {}
+
+
+def open_data(config):
+    batches = pipeline.train_batches(
+        config.data,
+        test_pipeline.FakeTokenizer(),
+        templates=test_pipeline.TEMPLATES,
+        splits=[test_pipeline.RECORDS],
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    return train.Data(Told(batches), *fakes.class_token_ids(config))
+
+
+def main(workdir, process_id, num_processes, port):
+    if num_processes > 1:
+        jax.distributed.initialize(f"127.0.0.1:{port}", num_processes, process_id)
+    train.open_data = open_data
+    evaluator.Evaluator = NoEvaluator
+    return train.train(configuration(workdir))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], *map(int, sys.argv[2:5])))
