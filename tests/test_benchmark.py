@@ -68,9 +68,8 @@ def test_the_full_size_costs_what_was_promised():
     figures = operations(load_config(ROOT / "configs/focalt.py"))
     assert figures["click/gflop"] <= 25
     assert figures["train_step/gflop_per_image"] <= 1750
-    assert (
-        950 <= figures["encode/gflop"] <= 1010
-    )  # 198 of the backbone and 784 of the pixel decoder
-    assert figures["decode/gflop"] <= 110
+    # 198 of the backbone, 784 of the pixel decoder, 102 of the keys and values of nine layers.
+    assert 1060 <= figures["encode/gflop"] <= 1100
+    assert figures["decode/gflop"] <= 40
     step, rounds = figures["train_step_without_rounds/gflop"], ROUNDS * figures["round/gflop"]
     assert figures["train_step/gflop_per_image"] == pytest.approx(step + rounds)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import os
 import threading
 import time
@@ -276,14 +277,13 @@ def _reader(batches: grain.MapDataset, config: DataConfig) -> grain.IterDataset:
     ahead = max(1, config.prefetch // config.num_workers)
     return reader.mp_prefetch(
         grain.MultiprocessingOptions(num_workers=config.num_workers, per_worker_buffer_size=ahead),
-        worker_init_fn=_start_worker,
+        worker_init_fn=functools.partial(_start_worker, os.getpid()),
     )
 
 
-def _start_worker(worker: int, count: int) -> None:
-    """Runs in each worker process: one thread in OpenCV, and no life after the parent's."""
+def _start_worker(parent: int, worker: int, count: int) -> None:
+    """Runs in each worker process: one thread in OpenCV, and no life after the process `parent`."""
     cv2.setNumThreads(0)
-    parent = os.getppid()
 
     def follow() -> None:
         while os.getppid() == parent:
