@@ -253,7 +253,7 @@ def region_mean(features, batch, b, segment):
 
 def test_region_losses_name_the_mean_feature_of_each_segment(case, result):
     _, _, features, batch, table, phrases, _ = jax.tree.map(np.asarray, case)
-    for number, maps in enumerate((features.mask, *features.levels[1:])):
+    for number, maps in enumerate(features.levels[1:]):
         of_class, of_phrase = [], []
         for b in range(IMAGES):
             count = int(batch.objects.masks.valid[b].sum())
@@ -363,8 +363,8 @@ def test_total_is_the_weighted_sum_over_layers_of_metrics_that_are_means(case):
     np.testing.assert_array_equal(counted, [r.valid.sum() for r in refs])
     branches = [f"{n}/{t}" for n in ("object", "text", "visual") for t in ("class", "bce", "dice")]
     assert set(metrics) == {*branches, "region/class", "region/phrase"}
-    want = 3 * CONFIG.region_class * metrics["region/class"]  # of three maps
-    want += 3 * CONFIG.region_phrase * metrics["region/phrase"]
+    want = 2 * CONFIG.region_class * metrics["region/class"]  # of two maps
+    want += 2 * CONFIG.region_phrase * metrics["region/phrase"]
     for name in branches:
         want += LAYERS * getattr(CONFIG, name.replace("/", "_")) * metrics[name]
     np.testing.assert_allclose(loss, want, rtol=1e-5)

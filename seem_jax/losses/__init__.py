@@ -46,7 +46,7 @@ class PointDraws:
 class Terms:
     """The unweighted losses of each layer, and the choices behind them."""
 
-    values: dict[str, Array]  # "object/class" and so on -> float32 [L]; "region/*" -> [3 maps]
+    values: dict[str, Array]  # "object/class" and so on -> float32 [L]; "region/*" -> [2 maps]
     matched: dict[str, Array]  # "object", "text", "visual" -> int32 [L, B, targets], slot or -1
     points: dict[str, Array]  # float32 [L, B, targets, K, 2], where the mask losses were read
 
@@ -144,8 +144,12 @@ def region_terms(
     logit_scale: Array,
     config: LossConfig,
 ) -> dict[str, Array]:
-    """The auxiliary terms that have a weight, unweighted, [3 maps]; they need the encoders only."""
-    maps = (features.mask, *features.levels[1:])  # on the coarsest, small segments have no pixel
+    """The auxiliary terms that have a weight, unweighted, [2 maps]; they need the encoders only.
+
+    They read the two finer levels, which slots look at. On the coarsest, small segments have no
+    pixel. Mask features must tell apart segments of the same class, so they are left alone.
+    """
+    maps = features.levels[1:]
     segments, values = (batch.planes, batch.objects), {}
     if config.region_class > 0:
         values["region/class"] = jnp.stack(
