@@ -83,13 +83,13 @@ def get_config() -> Config:
         region_class=10.0,
         region_phrase=6.0,
     )
-    config.num_steps = 4300
+    config.num_steps = 4100
     # A fifth of the time: the decoder then starts from maps that tell shapes apart.
     config.encoder_steps = 1200
     config.optimizer = OptimizerConfig(
         learning_rate=2e-3,
         schedule="cosine",
-        warmup_steps=180,  # 4%
+        warmup_steps=180,
         clip_norm=1.0,
         beta2=0.98,
         backbone_multiplier=1.0,
