@@ -17,6 +17,7 @@ from seem_jax.config import (
 
 
 def get_config() -> Config:
+    """The values that differ from base.py."""
     config = base.get_config()
     config.name = "shapes"
     config.workdir = "runs/shapes"

@@ -10,6 +10,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from data_prep.annotations import Object, encode_index, image_header, read_image, rle_counts
+from data_prep.writer import MissingInputError
 from seem_jax.data.schema import Record
 
 NEVER = -1  # segment_object of a segment whose mask the map tells
@@ -111,6 +112,21 @@ def _add_map(record: Record, found: Map) -> None:
         record.segment_object.append(exact)
     if set(record.segment_object) <= {NEVER}:
         record.segment_object = []
+
+
+def listed_items(path: Path, images: Path, maps: Path, map_suffix: str) -> list[Item]:
+    """An item for each name in a text file: `<images>/<name>.jpg` and its map in the folder `maps`."""
+    if not path.is_file():
+        raise MissingInputError(f"{path} does not exist.")
+    return [
+        Item(
+            image_id=number,
+            file_name=f"{name}.jpg",
+            image_path=images / f"{name}.jpg",
+            map_path=maps / f"{name}{map_suffix}",
+        )
+        for number, name in enumerate(path.read_text().split())
+    ]
 
 
 def paint(masks: Sequence[np.ndarray]) -> np.ndarray:

@@ -18,10 +18,9 @@ from pathlib import Path
 import numpy as np
 import scipy.io
 
-from data_prep.items import Item, Map, Segment, make_record
+from data_prep.items import Item, Map, Segment, listed_items, make_record
 from data_prep.voc import CLASSES
 from data_prep.writer import (
-    MissingInputError,
     Plan,
     chosen_splits,
     converter_parser,
@@ -67,18 +66,7 @@ def read_sbd_map(item: Item, masks: Sequence[bytes]) -> Map:
 
 def plan_split(source: Path, split: str) -> Plan:
     """The images of one split, in the order of its list."""
-    path = source / f"{split}.txt"
-    if not path.is_file():
-        raise MissingInputError(f"{path} does not exist.")
-    items = [
-        Item(
-            image_id=number,
-            file_name=f"{name}.jpg",
-            image_path=source / "img" / f"{name}.jpg",
-            map_path=source / "inst" / f"{name}.mat",
-        )
-        for number, name in enumerate(path.read_text().split())
-    ]
+    items = listed_items(source / f"{split}.txt", source / "img", source / "inst", ".mat")
     return Plan(split, items, functools.partial(make_record, read_map=read_sbd_map))
 
 

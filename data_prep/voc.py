@@ -20,10 +20,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from data_prep.items import Item, Map, Segment, make_record
+from data_prep.items import Item, Map, Segment, listed_items, make_record
 from data_prep.writer import (
     Classes,
-    MissingInputError,
     Plan,
     chosen_splits,
     converter_parser,
@@ -101,18 +100,8 @@ def read_voc_map(item: Item, masks: Sequence[bytes]) -> Map:
 
 def plan_split(source: Path, split: str) -> Plan:
     """The images of one split, in the order of its list."""
-    path = source / "ImageSets" / "Segmentation" / f"{split}.txt"
-    if not path.is_file():
-        raise MissingInputError(f"{path} does not exist.")
-    items = [
-        Item(
-            image_id=number,
-            file_name=f"{name}.jpg",
-            image_path=source / "JPEGImages" / f"{name}.jpg",
-            map_path=source / "SegmentationObject" / f"{name}.png",
-        )
-        for number, name in enumerate(path.read_text().split())
-    ]
+    names = source / "ImageSets" / "Segmentation" / f"{split}.txt"
+    items = listed_items(names, source / "JPEGImages", source / "SegmentationObject", ".png")
     return Plan(split, items, functools.partial(make_record, read_map=read_voc_map))
 
 

@@ -28,7 +28,7 @@ from absl import app, flags, logging
 from jax.sharding import Mesh
 
 from seem_jax import config as config_lib
-from seem_jax import sharding
+from seem_jax import name_templates, sharding
 from seem_jax.checkpoint import Checkpoints, differences, restore_params
 from seem_jax.config import Config
 from seem_jax.config_flag import CONFIG, join_processes
@@ -119,7 +119,7 @@ def open_data(config: Config) -> Data:
             f"vocab_size = {config.model.text.vocab_size}: set it to at least that number."
         )
     split = catalog.open_split(config.data.root, config.data.train[0])
-    templates = class_names.templates_of(split.name)
+    templates = name_templates.templates_of(split.name)
     ids, valid = class_names.class_token_ids(
         tokenizer, split.class_names, config.data.max_phrase_tokens, templates
     )

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from seem_jax import name_templates
 from seem_jax.config import ModelConfig, TextConfig
 from seem_jax.models.language import class_names
 from seem_jax.models.language.text_encoder import TextEncoder
@@ -42,10 +43,10 @@ class Model:
 
 
 def test_the_official_sentences_are_there():
-    assert len(class_names.COCO_TEMPLATES) == len(set(class_names.COCO_TEMPLATES)) == 81
-    assert all(template.count("{}") == 1 for template in class_names.COCO_TEMPLATES)
-    assert class_names.templates_of("shapes_panoptic:val") == class_names.SHAPES_TEMPLATES
-    assert class_names.templates_of("coco_panoptic:val") == class_names.COCO_TEMPLATES
+    assert len(name_templates.COCO_TEMPLATES) == len(set(name_templates.COCO_TEMPLATES)) == 81
+    assert all(template.count("{}") == 1 for template in name_templates.COCO_TEMPLATES)
+    assert name_templates.templates_of("shapes_panoptic:val") == name_templates.SHAPES_TEMPLATES
+    assert name_templates.templates_of("coco_panoptic:val") == name_templates.COCO_TEMPLATES
 
 
 def test_names_are_said_as_people_do_and_background_is_last():

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "seem_jax"
-BASE = {"types", "config"}
+BASE = {"types", "config", "name_templates"}
 MAY_IMPORT = {
     "types": set(),
     "config": set(),
+    "name_templates": set(),
     "kernels": {"types"},
     "image": set(),
     "nn": {"kernels"},

@@ -534,7 +534,6 @@ def test_sides_change_places_in_mirrored_sentences_only_as_whole_words():
     assert collate.mirror("the leftmost star left of the right bright one") == (
         "the rightmost star right of the left bright one"
     )
-    assert collate.spoken("Wall-other-merged") == "wall"
 
 
 def test_data_sets_with_other_classes_cannot_be_mixed(monkeypatch):

@@ -345,10 +345,7 @@ def test_a_missing_data_set_names_the_command_that_makes_it(tmp_path):
 
 @pytest.mark.slow
 def test_one_real_step_of_the_full_size_model(tmp_path):
-    """configs/focalt.py with all widths, on one 256x256 image: the decoder learns, the rest is frozen.
-
-    Measured on 2 cores: see the assertion for memory; most of the time is compiling.
-    """
+    """configs/focalt.py with all widths, on one 256x256 image: the decoder learns, the rest is frozen."""
     config = load_config(ROOT / "configs/focalt.py")
     config.data.image_size = 256
     config.data.batch_size = 1

@@ -22,11 +22,11 @@ from seem_jax.config import DataConfig
 from seem_jax.data import strokes, transforms
 from seem_jax.data.schema import Record, run_pixels
 from seem_jax.data.transforms import Placement
+from seem_jax.name_templates import spoken
 from seem_jax.types import Batch, MaskRefs, Objects, Phrases, VisualPrompts
 
 MIRRORED = {"left": "right", "right": "left", "leftmost": "rightmost", "rightmost": "leftmost"}
 SIDES = re.compile(r"\b(leftmost|rightmost|left|right)\b")
-CLASS_SUFFIXES = ("-merged", "-other", "-stuff")  # of COCO names; not spoken
 
 DROPPED = (
     "objects",  # segments beyond max_objects, smallest first
@@ -213,13 +213,6 @@ def mirror(text: str) -> str:
     return SIDES.sub(lambda match: MIRRORED[match[0]], text)
 
 
-def spoken(class_name: str) -> str:
-    """A class name as one says it: "wall-other-merged" is a wall."""
-    for suffix in CLASS_SUFFIXES:
-        class_name = class_name.replace(suffix, "")
-    return class_name.lower()
-
-
 def _decode(record: Record) -> np.ndarray:
     image = images.decode_image(record.image, name=record.file_name)
     if image.shape[:2] != (record.height, record.width):
@@ -339,7 +332,7 @@ def _class_phrases(
     phrases = []
     for label, ref in zip(draft.labels, draft.segments, strict=True):
         if label in chosen:
-            name = spoken(class_names[label])
+            name = spoken(class_names[label]).lower()
             template = templates[int(rng.integers(len(templates)))]
             phrases.append(Phrase(template.format(name), name, ref))
     return phrases

@@ -75,7 +75,7 @@ def place_map(labels: np.ndarray, placement: Placement) -> np.ndarray:
     """uint8 or uint16 labels, or a mask, [H, W] -> [side, side]; nearest pixel, padded with 0.
 
     Reads only the pixels that are kept, whatever the size of the resized image. Columns are moved as
-    rows of the transposed map: whole rows are copied many times faster than single pixels.
+    rows of the transposed map: whole rows are copied instead of single pixels.
     """
     if labels.shape != placement.original:
         raise ValueError(

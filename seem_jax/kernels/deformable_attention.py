@@ -56,7 +56,7 @@ def _gather(flat, index, share):
     b, a, s, e = flat.shape
     flat, index, share = (x.reshape(b * a, *x.shape[2:]) for x in (flat, index, share))
     total = jnp.zeros((*index.shape[:2], e), jnp.float32)
-    # One read at a time: several at once take as many times the memory, and 7 times as long on CPU.
+    # One read at a time: several at once take as many times the memory.
     for read in range(index.shape[-1]):
         total += share[..., read, None] * take(flat, index[..., read]).astype(jnp.float32)
     return total.reshape(b, a, -1, e)

@@ -13,7 +13,7 @@ def depthwise(x, kernel, *, implementation: str | None = None):
     x is float [B, H, W, C]; kernel is float [k, k, 1, C] of the same dtype, k odd (layout of
     `jax.lax.conv_general_dilated` with HWIO and one group per channel). "grouped" is that
     convolution and defines the result; "shifted" adds up k*k shifted copies. None takes
-    "shifted" on CPU (several times faster there, forward and backward) and "grouped" elsewhere. Raises ValueError for an unknown implementation
+    "shifted" on CPU and "grouped" elsewhere. Raises ValueError for an unknown implementation
     and for shapes that do not fit.
     """
     k = kernel.shape[0]

@@ -2,8 +2,7 @@
 
 Not in the official recipe, which starts from trained encoders. From scratch, on small data, the
 decoder's slots hear of shapes and colours too late: what they read of a segment by masked attention
-is such a mean, so it is taught directly. A pixel need not know the whole shape, so this starts
-several times sooner than a loss of single pixels.
+is such a mean, so it is taught directly. No pixel has to know the whole shape for it.
 """
 
 from __future__ import annotations

@@ -10,9 +10,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from seem_jax import name_templates
 from seem_jax.config import Config
 from seem_jax.data import catalog
-from seem_jax.models.language import class_names
 from seem_jax.models.language.tokenizer import Tokenizer
 from seem_jax.predictor.programs import Phrase, Programs
 
@@ -25,7 +25,7 @@ class Texts:
     def __init__(self, programs: Programs, params: dict, tokenizer: Tokenizer, config: Config):
         self.programs, self.params, self.tokenizer = programs, params, tokenizer
         self.length = config.data.max_phrase_tokens
-        self.templates = class_names.templates_of(config.data.train[0])
+        self.templates = name_templates.templates_of(config.data.train[0])
         self._phrases: collections.OrderedDict[str, Phrase] = collections.OrderedDict()
         self._rows: collections.OrderedDict[str, np.ndarray] = collections.OrderedDict()
 
@@ -51,12 +51,12 @@ class Texts:
 
     def table(self, names: tuple[str, ...]) -> np.ndarray:
         """float32 [C, V], one unit row per name and the last for "no object"."""
-        said = [class_names.spoken(name) for name in (*names, class_names.NO_OBJECT)]
+        said = [name_templates.spoken(name) for name in (*names, name_templates.NO_OBJECT)]
         double = sorted({name for name in said if said.count(name) > 1 or not name.strip()})
         if double:
             raise ValueError(
                 f"classes {list(names)} read {double} more than once or as nothing; "
-                f"{class_names.NO_OBJECT!r} is taken by 'none of them'."
+                f"{name_templates.NO_OBJECT!r} is taken by 'none of them'."
             )
         return np.stack([self._row(name) for name in said])
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from seem_jax import postprocess
+from seem_jax import name_templates, postprocess
 from seem_jax.config import Config
 from seem_jax.data import catalog, pipeline
 from seem_jax.data.schema import Record
@@ -165,7 +165,7 @@ class Context:
         names = split.class_names
         if self.config.evaluation.vocabulary:
             names = read_vocabulary(self.config.evaluation.vocabulary, names)
-        return self.tables.table(params, names, class_names.templates_of(split.name))
+        return self.tables.table(params, names, name_templates.templates_of(split.name))
 
 
 def encode_image(model, params, images):

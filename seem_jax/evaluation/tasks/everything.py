@@ -12,7 +12,7 @@ import numpy as np
 from flax import struct
 from pycocotools import mask as coco_mask
 
-from seem_jax import postprocess
+from seem_jax import name_templates, postprocess
 from seem_jax.data.schema import Record
 from seem_jax.demo import draw
 from seem_jax.evaluation import calibration, sheets, truth
@@ -22,7 +22,6 @@ from seem_jax.evaluation.results import Result
 from seem_jax.evaluation.semantic import SemanticScores
 from seem_jax.evaluation.tasks.base import Answer, Context, Pictures, unstack
 from seem_jax.image import decode_image
-from seem_jax.models.language import class_names
 from seem_jax.models.seem import class_logits, mask_logits
 
 UNLABELLED = 255  # label of pixels that no score counts
@@ -403,7 +402,7 @@ def _named(image, pairs, names: list[str]) -> np.ndarray:
     """The picture with (mask, category) pairs in their colours and with their names."""
     texts, colours = [], []
     for _, category in pairs:
-        name = class_names.spoken(names[category])
+        name = name_templates.spoken(names[category])
         colours.append(draw.colour(category, shade=texts.count(name)))
         texts.append(name)
     return sheets.named(image, [mask for mask, _ in pairs], texts, colours)

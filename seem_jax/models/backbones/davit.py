@@ -16,11 +16,10 @@ import numpy as np
 from flax import linen as nn
 
 from seem_jax.config import BackboneConfig
+from seem_jax.models.backbones.common import block_keys, check_size
 from seem_jax.models.backbones.windows import join_windows, split_windows
 from seem_jax.nn.attention import Attention, merge_heads, split_heads
 from seem_jax.nn.blocks import MLP, Conv, DepthwiseConv, LayerNorm, drop_path, gelu
-
-STRIDE = 32  # of the last map
 
 
 class DaViT(nn.Module):
@@ -36,17 +35,10 @@ class DaViT(nn.Module):
         `drop_path_key` drops paths at random (training); None drops none.
         """
         config, dtype = self.config, self.dtype
-        height, width = images.shape[1:3]
-        if height % STRIDE or width % STRIDE:
-            raise ValueError(
-                f"images of {height} x {width} pixels: height and width must be multiples of "
-                f"{STRIDE}; pad them."
-            )
+        check_size(images)
         num_blocks = sum(config.depths)
         rates = iter(np.linspace(0, config.drop_path, 2 * num_blocks).reshape(num_blocks, 2))
-        keys = iter([None] * num_blocks)
-        if drop_path_key is not None:
-            keys = iter(jax.random.split(drop_path_key, num_blocks))
+        keys = iter(block_keys(drop_path_key, num_blocks))
 
         x, maps = images, []
         for stage, (depth, size) in enumerate(zip(config.depths, config.patch_sizes, strict=True)):

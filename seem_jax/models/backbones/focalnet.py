@@ -16,6 +16,7 @@ import numpy as np
 from flax import linen as nn
 
 from seem_jax.config import BackboneConfig
+from seem_jax.models.backbones.common import block_keys, check_size
 from seem_jax.nn.blocks import (
     MLP,
     Conv,
@@ -26,8 +27,6 @@ from seem_jax.nn.blocks import (
     gelu,
     per_channel,
 )
-
-STRIDE = 32  # of the last map
 
 
 class FocalNet(nn.Module):
@@ -43,17 +42,10 @@ class FocalNet(nn.Module):
         `drop_path_key` drops paths at random (training); None drops none.
         """
         config, dtype = self.config, self.dtype
-        height, width = images.shape[1:3]
-        if height % STRIDE or width % STRIDE:
-            raise ValueError(
-                f"images of {height} x {width} pixels: height and width must be multiples of "
-                f"{STRIDE}; pad them."
-            )
+        check_size(images)
         num_blocks = sum(config.depths)
         rates = iter(np.linspace(0, config.drop_path, num_blocks))
-        keys = iter([None] * num_blocks)
-        if drop_path_key is not None:
-            keys = iter(jax.random.split(drop_path_key, num_blocks))
+        keys = iter(block_keys(drop_path_key, num_blocks))
 
         x, maps = images, []
         for stage, depth in enumerate(config.depths):

@@ -15,6 +15,7 @@ from flax import linen as nn
 
 from seem_jax.config import BackboneConfig
 from seem_jax.kernels.resize import bilinear_matrix
+from seem_jax.models.backbones.common import block_keys, check_size
 from seem_jax.models.backbones.windows import join_windows, split_windows
 from seem_jax.nn.attention import Attention, merge_heads, split_heads
 from seem_jax.nn.blocks import (
@@ -30,7 +31,6 @@ from seem_jax.nn.blocks import (
     truncated_normal,
 )
 
-STRIDE = 32  # of the last map
 PATCH = 16  # pixels
 
 
@@ -48,17 +48,10 @@ class SamViT(nn.Module):
         other sizes the table is resized (bilinear). `drop_path_key` drops paths at random.
         """
         config, dtype = self.config, self.dtype
-        height, width = images.shape[1:3]
-        if height % STRIDE or width % STRIDE:
-            raise ValueError(
-                f"images of {height} x {width} pixels: height and width must be multiples of "
-                f"{STRIDE}; pad them."
-            )
+        check_size(images)
         (depth,) = config.depths
         rates = np.linspace(0, config.drop_path, depth)
-        keys = [None] * depth
-        if drop_path_key is not None:
-            keys = jax.random.split(drop_path_key, depth)
+        keys = block_keys(drop_path_key, depth)
 
         conv = Conv(
             config.width, PATCH, PATCH, 0, axes=(None, "embed"), dtype=dtype, name="embed_0"
