@@ -1,0 +1,315 @@
+"""The checks of sets whose annotations are COCO tables: panoptic, instances, captions, REFER."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from data_prep.checks_files import CORRECT, PAIR, Examined, Job, Rows, image_folders, read_lists
+from data_prep.coco import Files
+from data_prep.faults import FETCH, Fault, file_faults, repeated
+from data_prep.refcoco import read_refs
+from seem_jax.data.schema import run_pixels
+
+SLACK = 1.0  # pixels that a polygon may lie outside its image, from rounding
+
+
+def examine_panoptic(source: Path, split: str) -> Examined:
+    """COCO panoptic: the JSON file, and each PNG against it."""
+    files = Files(source, split)
+    path = files.path("annotations/panoptic_", ".json")
+    table, faults = read_lists(path, ("images", "annotations", "categories"))
+    if table is None:
+        return faults, []
+    known = _categories(path, table, faults, isthing=True)
+    sizes, jobs = _images(path, table, [files.path(""), *image_folders(source)], faults)
+    rows = Rows(path, table, "annotations", faults)
+    rows.unique("image_id")
+    folder, names, seen = files.path("panoptic_"), set(), set()
+    for row in rows.rows:
+        image_id, name = rows.get(row, "image_id", int), rows.get(row, "file_name", str)
+        segments = rows.get(row, "segments_info", list)
+        seen.add(image_id)
+        if image_id is not None and image_id not in sizes:
+            rows.note(rows.label(row), "image_id", f"{image_id} is not among 'images'")
+        if name is None or segments is None:
+            continue
+        names.add(name)
+        label = f"image id {image_id}"
+        jobs.append(
+            functools.partial(
+                _panoptic_png, path, folder / name, label, segments, known, sizes.get(image_id)
+            )
+        )
+    for image_id in sorted(set(sizes) - seen):
+        rows.note(f"image id {image_id}", "annotations", "the image has no annotation", PAIR)
+    for file in sorted(folder.glob("*.png")):
+        if file.name not in names:
+            faults.append(Fault(str(file), "", "", f"the PNG has no entry in {path.name}", PAIR))
+    return faults, jobs
+
+
+def _panoptic_png(
+    table: Path, path: Path, label: str, segments: list, known: set[int], size: object
+) -> list[Fault]:
+    """Faults of one panoptic PNG and its segments_info."""
+    faults: list[Fault] = []
+    rows = Rows(table, {"segments_info": segments}, "segments_info", faults)
+    by_id: dict[int, dict] = {}
+    for row in rows.rows:
+        where = f"{label}, segment id {row.get('id')}"
+        identity, category = row.get("id"), row.get("category_id")
+        if not isinstance(identity, int) or not 0 < identity < 1 << 24:
+            rows.note(where, "id", f"is {identity!r}, expected 1 to 16777215")
+            continue
+        if identity in by_id:
+            rows.note(where, "id", "occurs repeatedly")
+        by_id[identity] = row
+        if category not in known:
+            rows.note(where, "category_id", f"{category!r} is not among 'categories'")
+        if row.get("iscrowd", 0) not in (0, 1):
+            rows.note(where, "iscrowd", f"is {row['iscrowd']!r}, expected 0 or 1")
+    if not path.is_file():
+        return [*faults, Fault(str(path), label, "file_name", "the file does not exist", FETCH)]
+    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        return [*faults, Fault(str(path), label, "", "no readable PNG; it may be cut off", FETCH)]
+    if pixels.ndim != 3 or pixels.dtype != np.uint8:
+        text = f"{pixels.dtype} {pixels.shape}; ids are stored in the three bytes of RGB"
+        return [*faults, Fault(str(path), label, "", text, FETCH)]
+    if size and pixels.shape[:2] != tuple(size):
+        text = f"{pixels.shape[:2]} (height, width), annotated as {tuple(size)}"
+        faults.append(Fault(str(path), label, "height, width", text, CORRECT))
+    ids = pixels[..., :3].astype(np.int64) @ np.array([65536, 256, 1])
+    found = dict(zip(*(values.tolist() for values in np.unique(ids, return_counts=True))))
+    for identity in sorted(set(found) - set(by_id) - {0}):
+        text = f"id {identity} of the PNG ({found[identity]} pixels) is not in segments_info"
+        faults.append(Fault(str(path), label, "segments_info", text, CORRECT))
+    for identity in sorted(set(by_id) - set(found)):
+        text = f"id {identity} of segments_info has no pixel in {path.name}"
+        faults.append(Fault(str(table), label, "segments_info", text, CORRECT))
+    for identity, row in by_id.items():
+        area = row.get("area")
+        if area is not None and identity in found and area != found[identity]:
+            text = f"is {area!r}, the PNG has {found[identity]} pixels"
+            rows.note(f"{label}, segment id {identity}", "area", text)
+    return faults
+
+
+def examine_instances(source: Path, path: Path, split: str) -> Examined:
+    """COCO instances: images, categories, polygons and run-length codes."""
+    table, faults = read_lists(path, ("images", "annotations", "categories"))
+    if table is None:
+        return faults, []
+    known = _categories(path, table, faults, isthing=False)
+    folders = [path.parent, *image_folders(source)]
+    folders.insert(0 if path.parent.name == "annotations" else 1, Files(source, split).path(""))
+    sizes, jobs = _images(path, table, folders, faults)
+    _instances(path, table, known, sizes, faults)
+    return faults, jobs
+
+
+def _instances(path: Path, table: dict, known: set[int], sizes: dict, faults: list[Fault]) -> None:
+    rows = Rows(path, table, "annotations", faults)
+    rows.unique("id")
+    for row in rows.rows:
+        label = rows.label(row)
+        rows.get(row, "id", int)
+        image_id, category = rows.get(row, "image_id", int), row.get("category_id")
+        if image_id is not None and image_id not in sizes:
+            rows.note(label, "image_id", f"{image_id} is not among 'images'")
+        if category not in known:
+            rows.note(label, "category_id", f"{category!r} is not among 'categories'")
+        if row.get("iscrowd", 0) not in (0, 1):
+            rows.note(label, "iscrowd", f"is {row['iscrowd']!r}, expected 0 or 1")
+        if "area" in row and (not isinstance(row["area"], (int, float)) or not row["area"] > 0):
+            rows.note(label, "area", f"is {row['area']!r}, it must be > 0")
+        if "bbox" in row:
+            problem = _box_problem(row["bbox"], sizes.get(image_id))
+            if problem:
+                rows.note(label, "bbox", problem)
+        for problem in segmentation_problems(row.get("segmentation"), sizes.get(image_id)):
+            rows.note(label, "segmentation", problem)
+
+
+def _images(
+    path: Path, table: dict, folders: Sequence[Path], faults: list[Fault]
+) -> tuple[dict[int, tuple[int, int]], list[Job]]:
+    """Sizes of the images by id, and the work of looking into their files."""
+    rows = Rows(path, table, "images", faults)
+    rows.unique("id")
+    rows.unique("file_name")
+    sizes, jobs = {}, []
+    for row in rows.rows:
+        identity, name = rows.get(row, "id", int), rows.get(row, "file_name", str)
+        size = rows.get(row, "height", int), rows.get(row, "width", int)
+        for field, value in zip(("height", "width"), size):
+            if value is not None and value <= 0:
+                rows.note(rows.label(row), field, f"is {value}, it must be > 0")
+        good = all(value and value > 0 for value in size)
+        if identity is not None:
+            sizes[identity] = size if good else None
+        if name is None:
+            continue
+        there = [folder / name for folder in folders if (folder / name).is_file()]
+        label = rows.label(row)
+        file = there[0] if there else folders[0] / name
+        jobs.append(functools.partial(file_faults, file, size if good else None, label))
+    return sizes, jobs
+
+
+def _categories(path: Path, table: dict, faults: list[Fault], isthing: bool) -> set[int]:
+    rows = Rows(path, table, "categories", faults)
+    rows.unique("id")
+    rows.unique("name")
+    for row in rows.rows:
+        rows.get(row, "id", int)
+        name = rows.get(row, "name", str)
+        if name is not None and not name.strip():
+            rows.note(rows.label(row), "name", "is empty")
+        if isthing and row.get("isthing") not in (0, 1):
+            rows.note(rows.label(row), "isthing", f"is {row.get('isthing')!r}, expected 0 or 1")
+    if not rows.rows:
+        rows.note("", "categories", "lists no class")
+    return {row["id"] for row in rows.rows if isinstance(row.get("id"), int)}
+
+
+def _box_problem(box: object, size: tuple[int, int] | None) -> str:
+    """What is wrong with a box [x, y, width, height]; "" for nothing."""
+    numbers = isinstance(box, list) and all(isinstance(value, (int, float)) for value in box)
+    if not numbers or len(box) != 4:
+        return f"is {box!r:.60}, expected [x, y, width, height]"
+    x, y, width, height = box
+    if not (width > 0 and height > 0):
+        return f"has the width {width} and the height {height}; both must be > 0"
+    if size and not (
+        x >= -SLACK
+        and y >= -SLACK
+        and x + width <= size[1] + SLACK
+        and y + height <= size[0] + SLACK
+    ):
+        return f"{box} lies outside the image of {size} (height, width)"
+    return ""
+
+
+def segmentation_problems(segmentation: object, size: tuple[int, int] | None) -> Iterator[str]:
+    """What is wrong with polygons or a run-length code in COCO's manner."""
+    if isinstance(segmentation, dict):
+        yield from _code_problems(segmentation, size)
+        return
+    if not isinstance(segmentation, list) or not segmentation:
+        yield f"is {segmentation!r:.60}, expected polygons or a run-length code"
+        return
+    for place, polygon in enumerate(segmentation):
+        name = f"polygon {place}"
+        if not isinstance(polygon, list) or not all(isinstance(v, (int, float)) for v in polygon):
+            yield f"{name} is no list of numbers"
+        elif len(polygon) % 2 or len(polygon) < 6:
+            yield f"{name} has {len(polygon)} numbers; expected an even number, 6 or more"
+        elif not np.isfinite(polygon).all():
+            yield f"{name} has numbers that are not finite"
+        else:
+            points = np.reshape(polygon, (-1, 2))
+            x, y = points[:, 0], points[:, 1]
+            if np.ptp(x) == 0 or np.ptp(y) == 0:
+                yield f"{name} has no area"
+            if size and not (
+                x.min() >= -SLACK
+                and y.min() >= -SLACK
+                and x.max() <= size[1] + SLACK
+                and y.max() <= size[0] + SLACK
+            ):
+                yield f"{name} reaches outside the image of {size} (height, width)"
+
+
+def _code_problems(code: dict, size: tuple[int, int] | None) -> Iterator[str]:
+    counts, own = code.get("counts"), code.get("size")
+    if not isinstance(own, list) or len(own) != 2:
+        yield f"has the size {own!r}, expected [height, width]"
+        return
+    if size and tuple(own) != tuple(size):
+        yield f"has the size {own}, the image {list(size)}"
+    if isinstance(counts, list):
+        covered = sum(counts) if all(isinstance(n, int) and n >= 0 for n in counts) else -1
+        area = sum(counts[1::2]) if covered >= 0 else 0
+    elif isinstance(counts, str):
+        covered = run_pixels(counts.encode("latin-1", "replace"))
+        whole = covered == own[0] * own[1]
+        area = int(coco_mask.area({"size": own, "counts": counts.encode()})) if whole else 0
+    else:
+        yield f"has the counts {counts!r:.40}, expected text or a list"
+        return
+    if covered != own[0] * own[1]:
+        yield f"its counts cover {covered} pixels of {own[0] * own[1]}; the code is damaged"
+    elif not area:
+        yield "is an empty mask"
+
+
+def examine_captions(path: Path) -> Examined:
+    """COCO captions: texts and the images they belong to."""
+    table, faults = read_lists(path, ("images", "annotations"))
+    if table is None:
+        return faults, []
+    rows = Rows(path, table, "annotations", faults)
+    rows.unique("id")
+    known = {row.get("id") for row in table["images"] if isinstance(row, dict)}
+    for row in rows.rows:
+        text = rows.get(row, "caption", str)
+        if text is not None and not text.strip():
+            rows.note(rows.label(row), "caption", "is empty", "Write or remove the caption.")
+        if known and row.get("image_id") not in known:
+            rows.note(rows.label(row), "image_id", f"{row.get('image_id')} is not among 'images'")
+    return faults, []
+
+
+def examine_refer(path: Path) -> Examined:
+    """REFER: `refs(<owner>).p` against instances.json."""
+    owner = path.name.removeprefix("refs(").removesuffix(").p")
+    try:
+        refs = read_refs(path.parent, owner)
+    except ValueError as error:
+        return [Fault(str(path), "", "", str(error), FETCH)], []
+    objects = path.parent / "instances.json"
+    if not objects.is_file():
+        text = "the file does not exist; the objects of the refs are in it"
+        return [Fault(str(objects), "", "", text, FETCH)], []
+    table, faults = read_lists(objects, ("images", "annotations", "categories"))
+    if table is None:
+        return faults, []
+    sizes: dict[int, tuple[int, int]] = {
+        row["id"]: (row.get("height"), row.get("width"))
+        for row in table["images"]
+        if isinstance(row, dict) and "id" in row
+    }
+    owner_of = {
+        row["id"]: row.get("image_id")
+        for row in table["annotations"]
+        if isinstance(row, dict) and "id" in row
+    }
+
+    def note(record: str, field: str, problem: str) -> None:
+        faults.append(Fault(str(path), record, field, problem, CORRECT))
+
+    for value in repeated(ref.ref_id for ref in refs):
+        note(f"ref_id {value}", "ref_id", "occurs repeatedly")
+    for ref in refs:
+        label = f"ref_id {ref.ref_id}"
+        if owner_of and ref.ann_id not in owner_of:
+            note(label, "ann_id", f"{ref.ann_id} is not in instances.json")
+        elif owner_of and owner_of[ref.ann_id] != ref.image_id:
+            note(label, "image_id", f"{ref.image_id}, but its object is in {owner_of[ref.ann_id]}")
+        if sizes and ref.image_id not in sizes:
+            note(label, "image_id", f"{ref.image_id} is not in instances.json")
+        if not ref.sentences:
+            note(label, "sentences", "there is none")
+        for number, text in enumerate(ref.sentences):
+            if not text.strip():
+                note(f"{label}, sentence {number}", "raw", "the text is empty")
+    known = _categories(objects, table, faults, isthing=False)
+    _instances(objects, table, known, sizes, faults)
+    return faults, []
