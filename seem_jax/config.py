@@ -177,6 +177,11 @@ class LossConfig:
     # Auxiliary losses of the mean features of each true segment (losses/regions.py); 0 officially.
     region_class: float = 0.0
     region_phrase: float = 0.0
+    region_bce: float = 0.0
+    region_dice: float = 0.0
+
+
+REGION_TERMS = ("class", "phrase", "bce", "dice")
 
 
 @dataclasses.dataclass
@@ -350,8 +355,9 @@ def _validate_training(config: Config) -> None:
     _need(
         config,
         "encoder_steps",
-        config.encoder_steps == 0 or config.loss.region_class > 0 or config.loss.region_phrase > 0,
-        "0 where loss.region_class and loss.region_phrase are 0: the encoders had nothing to learn",
+        config.encoder_steps == 0
+        or any(getattr(config.loss, f"region_{name}") > 0 for name in REGION_TERMS),
+        "0 where all of loss.region_* are 0: the encoders had nothing to learn",
     )
     _need(config, "max_rounds", config.max_rounds >= 0, "0 or more")
     fits = not config.may_be_fresh or bool(config.start_from)

@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 from seem_jax import interaction, sharding
 from seem_jax.config import Config, DecoderConfig
 from seem_jax.kernels import mask_planes
-from seem_jax.losses import region_terms, total_loss, weighted
+from seem_jax.losses import total_loss, weighted
+from seem_jax.losses.regions import region_terms
 from seem_jax.losses.text import normalise
 from seem_jax.models.seem import SEEM, mask_logits, remember, text_tokens
 from seem_jax.training import optimizer
@@ -113,8 +114,8 @@ def loss_and_metrics(
 ) -> tuple[Array, dict[str, Array]]:
     """(loss, metrics) of a batch in step `number`; pure, so tests may differentiate it.
 
-    The official recipe, after `config.encoder_steps` steps in which the encoders alone learn from
-    the auxiliary losses; the terms of the decoder are 0 in those.
+    The official recipe, after `config.encoder_steps` steps in which the encoders and the heads alone
+    learn, from the auxiliary losses of true segments; the terms of the decoder are 0 in those.
     """
     keys = jax.random.split(key, 6)
     batch = jax.tree.map(jnp.asarray, batch)
@@ -124,7 +125,7 @@ def loss_and_metrics(
         table = jax.lax.stop_gradient(table)
     text, phrase_embedding = encode_phrases(model, params, batch)
 
-    def whole(params, features, table, text, phrase_embedding):
+    def decoder(params, features, table, text, phrase_embedding):
         outputs, visual, num_rounds = _answers(
             model, params, features, text, batch, config, keys[2], keys[3]
         )
@@ -142,20 +143,28 @@ def loss_and_metrics(
         )
         return loss, {**metrics, "num_rounds": num_rounds.astype(jnp.float32)}
 
+    def nothing(*inputs):
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(decoder, *inputs))
+
     inputs = (params, features, table, text, phrase_embedding)
     if config.encoder_steps == 0:
-        return whole(*inputs)
-
-    def encoders(params, features, table, text, phrase_embedding):
-        values = region_terms(
-            features, batch, table, phrase_embedding, params["logit_scale"], config.loss
-        )
-        _, absent = jax.eval_shape(whole, *inputs)
-        metrics = {name: jnp.zeros(x.shape, x.dtype) for name, x in absent.items()}
-        metrics |= {name: value.mean() for name, value in values.items()}
-        return weighted(values, config.loss), metrics
-
-    return jax.lax.cond(number < config.encoder_steps, encoders, whole, *inputs)
+        loss, metrics = decoder(*inputs)
+    else:
+        loss, metrics = jax.lax.cond(number < config.encoder_steps, nothing, decoder, *inputs)
+    variables, num_prompts = {"params": params}, batch.prompt_masks.valid.shape[1]
+    regions = region_terms(
+        lambda slots: model.apply(variables, slots, method="answer"),
+        features,
+        model.apply(variables, features, batch.strokes, num_prompts, method="encode_prompts"),
+        batch,
+        table,
+        phrase_embedding,
+        params["logit_scale"],
+        config.loss,
+        keys[5],
+    )
+    metrics |= {name: value.mean() for name, value in regions.items()}
+    return loss + weighted(regions, config.loss), metrics
 
 
 def _answers(
