@@ -33,6 +33,7 @@ from tests.parity.report import (
     unpack_bits,
 )
 from tests.parity.subject import PRECISION, Subject
+from tests.parity.xdecoder import class_query
 
 MARGIN = 1e-3  # mask logits nearer to zero than this may fall on either side (README: attn_margin)
 
@@ -75,12 +76,18 @@ def run_decoder(
     """
     key = ("decoder", num_prompts)
     if key not in subject.jitted:
-        subject.jitted[key] = jax.jit(partial(_traced, subject.model, num_prompts))
+        rules = class_query if subject.is_xdecoder else _as_it_is
+        subject.jitted[key] = jax.jit(partial(_traced, subject.model, num_prompts, rules))
     with jax.default_matmul_precision(PRECISION):
         return subject.jitted[key](subject.params, features, inputs, blocked, flips)
 
 
-def _traced(model, num_prompts, params, features, inputs, blocked, flips) -> Trace:
+def _as_it_is(call, args, kwargs, context):
+    """The interceptor that changes nothing."""
+    return call(*args, **kwargs)
+
+
+def _traced(model, num_prompts, rules, params, features, inputs, blocked, flips) -> Trace:
     variables = {"params": params}
     encode = partial(model.apply, variables, features, method="encode_prompts")
     visual = negative = None
@@ -101,7 +108,12 @@ def _traced(model, num_prompts, params, features, inputs, blocked, flips) -> Tra
             seen["self"].append(result)
         return result
 
-    with nn.intercept_methods(watch), nn.intercept_methods(replaced_masks(blocked, flips)):
+    changed = replaced_masks(blocked, flips)
+    with (
+        nn.intercept_methods(watch),
+        nn.intercept_methods(changed),
+        nn.intercept_methods(rules),
+    ):
         outputs = model.apply(
             variables,
             features,
@@ -254,74 +266,101 @@ def follow(
     return found, claims(found, stored, prefix)
 
 
-MAX_FLIPS = 8
-SUSPECT = 1e-4  # relative rms error above which a bit is taken to differ; without, it is 4e-5
-NEAR = 1e-4  # mask logits nearer to zero than this are tried
-GROUPS = {
-    "object": ("pred_masks",),
-    "text": ("pred_gmasks", "pred_gtexts"),
-    "visual": ("pred_smasks", "pred_smaskembs"),
+MAX_TRIALS = 60
+MAX_ROWS = (
+    512  # of flips: one bit of a remembered mask counts for every slot and layer that sees it
+)
+GROUPS = {  # the stored final predictions that show what a group of slots has seen
+    "object": ("masks", "captions", "logits"),
+    "text": ("gmasks", "gtexts"),
+    "visual": ("smasks", "stexts", "smaskembs"),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Doubt:
+    """A bit of an attention mask that rounding may have put on either side."""
+
+    distance: float  # |logit| over the error that rounding brings to logits of this layer
+    logit: float  # |logit|
+    rows: tuple[tuple[int, int, int, int], ...]  # (layer, image, slot, pixel) that it sets
+    group: str  # the slots that would show it: of this group,
+    image: int
+    slots: tuple[int, ...]  # counted within the group
 
 
 def _settle(run: Run, stored: Stored, inputs: Inputs, num_prompts: int, prefix: str) -> Run:
     """The run, with those bits turned over that the release must have had the other way round.
 
     Without stored attention masks a mask logit at rounding distance of zero may fall on either side,
-    and what follows then differs by more than rounding. Where the final predictions of a group of
-    slots show that, its bits with logits below NEAR are tried one by one, in the order of the
-    layers, and one that takes most of the error away is kept.
+    and what follows then differs by more than rounding. Bits within MARGIN of zero are tried one by
+    one, the likeliest first, where the final predictions of a slot are worse than those of most
+    slots. One is kept that takes a third of the error of its slots away and helps its group.
     """
-    turned, largest = [], 0.0
-    errors = _final_errors(run, stored, prefix)
+    turned: list[Doubt] = []
     tried: set[tuple] = set()
-    while (
-        max(errors.values(), default=0.0) > SUSPECT and len(tried) < 60 and len(turned) < MAX_FLIPS
-    ):
-        place = next(iter(_doubtful(run, errors, tried)), None)
-        if place is None:
+    errors = _slot_errors(run, stored, prefix)
+    while len(tried) < MAX_TRIALS:
+        doubt = next(iter(_doubts(run, inputs, errors, tried)), None)
+        if doubt is None:
             break
-        tried.add(place[1:])
-        flips = _flip_rows([*turned, place[1:5]])
+        tried.add(doubt.rows)
+        flips = _flip_rows([*turned, doubt])
+        if flips is None:
+            continue
         trace = run_decoder(run.subject, run.features, inputs, num_prompts, None, flips)
         other = dataclasses.replace(run, trace=trace, flips=flips)
-        found = _final_errors(other, stored, prefix)
-        key = (place[5], place[2])
-        if found[key] < 0.7 * errors[key]:
-            turned.append(place[1:5])
-            largest = max(largest, place[0])
+        found = _slot_errors(other, stored, prefix)
+        own, whole = (doubt.group, doubt.image, doubt.slots), (doubt.group, doubt.image, ())
+        if _error(found, own) < 0.67 * _error(errors, own) and _error(found, whole) <= _error(
+            errors, whole
+        ):
+            turned.append(doubt)
             run, errors = other, found
     if not turned:
         return run
+    largest = max(doubt.logit for doubt in turned)
     note = f"as the release at {len(turned)} mask bits, |logit| < {largest:.0e}"
     return dataclasses.replace(run, note=note)
 
 
-def _final_errors(run: Run, stored: Stored, prefix: str) -> dict[tuple[str, int], float]:
-    """Relative rms error of the stored final predictions of each group of slots and image."""
+def _slot_errors(run: Run, stored: Stored, prefix: str) -> dict[tuple[str, int], np.ndarray]:
+    """Relative rms error of the final predictions of each slot, (group, image) -> [N], NaN: unknown."""
     errors = {}
     for group in _groups(run):
-        names = [f"{prefix}{kind}/final" for kind in GROUPS[group]]
-        names = [name for name in names if f"{name}/shape" in stored]
-        if not names:
-            continue
-        wrong, total = 0.0, 0.0
-        for name in names:
-            ours = np.asarray(
-                _predicted(
-                    run, name.removeprefix(f"{prefix}pred_")[: -len("/final")], run.num_layers
-                )
-            )
-            want = stored[f"{name}/values"].astype(np.float64)
-            at = places(ours.size, want.size)
-            image = at // (ours.size // len(ours))
-            scale = np.square(want).mean()
-            difference = np.square(ours.reshape(-1)[at] - want) / scale
-            wrong = wrong + np.bincount(image, difference, len(ours))
-            total = total + np.bincount(image, minlength=len(ours))
-        for b, error in enumerate(np.sqrt(wrong / np.maximum(total, 1))):
-            errors[group, b] = float(error)
+        outputs = getattr(run.trace.outputs, group).mask_embedding
+        wrong, count = np.zeros((2, *outputs.shape[1:3]))  # [B, N]
+        for kind in GROUPS[group]:
+            name = f"{prefix}pred_{kind}/final"
+            if f"{name}/shape" in stored:
+                _add_errors(stored, name, _predicted(run, kind, run.num_layers), wrong, count)
+        if f"{prefix}prev_mask/shape" in stored and group == _groups(run)[-1]:
+            choice = np.asarray(run.trace.outputs.visual_choice)  # [B, P]
+            chosen = np.zeros((2, *choice.shape))
+            _add_errors(stored, f"{prefix}prev_mask", run.chosen(), *chosen)
+            for total, part in zip((wrong, count), chosen):
+                np.add.at(total, (np.arange(len(choice))[:, None], choice), part)
+        with np.errstate(invalid="ignore"):
+            errors |= {(group, b): row for b, row in enumerate(np.sqrt(wrong / count))}
     return errors
+
+
+def _add_errors(stored: Stored, name: str, ours, wrong: np.ndarray, count: np.ndarray) -> None:
+    """Adds the squared relative errors of an array [B, N, ...] to wrong [B, N], their number to count."""
+    ours = np.asarray(ours)
+    want = stored[f"{name}/values"].astype(np.float64)
+    at = places(ours.size, want.size)
+    slot = at // (ours.size // wrong.size)
+    difference = np.square(ours.reshape(-1)[at] - want) / np.square(want).mean()
+    wrong += np.bincount(slot, difference, wrong.size).reshape(wrong.shape)
+    count += np.bincount(slot, minlength=wrong.size).reshape(wrong.shape)
+
+
+def _error(errors: dict, where: tuple[str, int, tuple[int, ...]]) -> float:
+    """The rms error of some slots of an image, of all known ones without slots; 0 if unknown."""
+    group, image, slots = where
+    row = errors[group, image][list(slots) if slots else slice(None)]
+    return float(np.sqrt(np.square(row[~np.isnan(row)]).mean())) if not np.isnan(row).all() else 0.0
 
 
 def _groups(run: Run) -> list[str]:
@@ -331,27 +370,80 @@ def _groups(run: Run) -> list[str]:
     return [group for group in GROUPS if getattr(run.trace.outputs, group) is not None]
 
 
-def _doubtful(run: Run, errors: dict, tried: set):
-    """(|logit|, layer, image, slot, pixel, group) of bits that may be the other way round."""
-    groups = []  # of each slot that looks, memory left out
+def _doubts(run: Run, inputs: Inputs, errors: dict, tried: set) -> list[Doubt]:
+    """Bits that may be the other way round and were not tried yet, the likeliest first."""
+    usual = {}
     for group in _groups(run):
-        groups += [group] * getattr(run.trace.outputs, group).mask_embedding.shape[2]
+        known = np.concatenate([row for (name, _), row in errors.items() if name == group])
+        known = known[~np.isnan(known)]
+        usual[group] = np.median(known) if len(known) else np.inf
+    found = [*_looking_doubts(run), *_memory_doubts(run, inputs)]
+    found = [
+        doubt
+        for doubt in found
+        if doubt.rows not in tried
+        and _error(errors, (doubt.group, doubt.image, doubt.slots)) > usual[doubt.group]
+    ]
+    return sorted(found, key=lambda doubt: doubt.distance)
+
+
+def _rounding(layer: int, logits: np.ndarray) -> float:
+    """What rounding does to the mask logits that layer sees: grows from layer to layer (README)."""
+    return float((2e-6 + 4e-6 * layer) * np.sqrt(np.square(logits).mean()))
+
+
+def _looking_doubts(run: Run) -> list[Doubt]:
+    """Of the slots' own masks."""
+    owner = []  # (group, slot within it) of each slot that looks, memory left out
+    for group in _groups(run):
+        number = getattr(run.trace.outputs, group).mask_embedding.shape[2]
+        owner += [(group, n) for n in range(number)]
+    found = []
     for i in range(run.num_layers):
-        logits = np.abs(run.attention_logits(i)[:, : len(groups)])
-        near = np.argwhere(logits < NEAR)
-        order = np.argsort(logits[tuple(near.T)])
-        for b, n, s in near[order].tolist():
-            place = (float(logits[b, n, s]), i, b, n, s, groups[n])
-            if errors.get((groups[n], b), 0.0) > SUSPECT and place[1:] not in tried:
-                yield place
+        logits = run.attention_logits(i)[:, : len(owner)]
+        rounding = _rounding(i, logits)
+        for b, n, s in np.argwhere(np.abs(logits) < MARGIN).tolist():
+            size, (group, slot) = float(abs(logits[b, n, s])), owner[n]
+            found.append(Doubt(size / rounding, size, ((i, b, n, s),), group, b, (slot,)))
+    return found
 
 
-def _flip_rows(turned: list[tuple]) -> jax.Array:
-    """int32 [MAX_FLIPS, 4] of bits (layer, image, slot, pixel), filled up with layer -1."""
-    rows = np.zeros((MAX_FLIPS, 4), np.int32)
+def _memory_doubts(run: Run, inputs: Inputs) -> list[Doubt]:
+    """Of the masks of the last round, which memory slots see and the slots of their prompt read."""
+    if inputs.memory is None:
+        return []
+    memory_index = np.asarray(inputs.memory_index)  # [layers, B, memory]
+    decoder = run.subject.config.decoder
+    first = run.trace.cross[0].shape[1] - decoder.num_memory
+    found = []
+    for level in range(NUM_LEVELS):
+        with jax.default_matmul_precision(PRECISION):
+            said = inputs.memory.mask_embedding.astype(jnp.float32)
+            logits = jnp.einsum("bpd,bsd->bps", said, run.features.mask_levels[level])
+        logits = np.asarray(logits)
+        rounding = _rounding(run.num_layers, logits)
+        for b, p, s in np.argwhere(np.abs(logits) < MARGIN).tolist():
+            rows = tuple(
+                (i, b, first + m, s)
+                for i in range(level, run.num_layers, NUM_LEVELS)
+                for m in np.flatnonzero(memory_index[i, b] == p).tolist()
+            )
+            per = decoder.queries_per_prompt
+            size = float(abs(logits[b, p, s]))
+            slots = tuple(range(p * per, (p + 1) * per))
+            found.append(Doubt(size / rounding, size, rows, "visual", b, slots))
+    return found
+
+
+def _flip_rows(turned: list[Doubt]) -> jax.Array | None:
+    """int32 [MAX_ROWS, 4] of bits (layer, image, slot, pixel), filled up with layer -1; None: too many."""
+    places = [row for doubt in turned for row in doubt.rows]
+    if len(places) > MAX_ROWS:
+        return None
+    rows = np.zeros((MAX_ROWS, 4), np.int32)
     rows[:, 0] = -1
-    for row, place in zip(rows, turned):
-        row[:] = place
+    if places:
+        rows[: len(places)] = places
     return jnp.asarray(rows)
 
 
@@ -505,10 +597,42 @@ def pack_text(subject: Subject, phrases: list[tuple[np.ndarray, np.ndarray]]) ->
 def stroke_prompts(subject: Subject, stored: Stored, prefix: str = "") -> tuple[VisualPrompts, int]:
     """(the points of the stored strokes in the official order, number of prompts an image has).
 
+    The release divides by the size of the masks that it is given. Masks stored without the padding of
+    the image may have been given with it or without; the stored pooled prompts tell.
+    """
+    padded = subject.padded_size(stored)
+    prompts, number = _strokes(subject, stored, prefix, padded)
+    drawn = shape(stored, f"{prefix}pos_mask/0")[1:]
+    pooled = [
+        name
+        for name in entries(stored)
+        if re.fullmatch(rf"{prefix}(out/)?pred_pspatials/(0|final)", name)
+    ]
+    if drawn == padded or not pooled:
+        return prompts, number
+    name, features = pooled[0], subject.features(stored)
+
+    def error(prompts):
+        with jax.default_matmul_precision(PRECISION):
+            ours = subject.model.apply(
+                {"params": subject.params}, features, prompts, number, method="encode_prompts"
+            ).pooled
+        want = stored[f"{name}/values"]
+        return np.abs(np.asarray(ours).reshape(-1)[places(ours.size, want.size)] - want).mean()
+
+    other, _ = _strokes(subject, stored, prefix, drawn)
+    return min(prompts, other, key=error), number
+
+
+def _strokes(
+    subject: Subject, stored: Stored, prefix: str, size: tuple[int, int]
+) -> tuple[VisualPrompts, int]:
+    """Points divided by `size` (height, width), and the number of prompts.
+
     Versions that copy all object queries for a prompt, or none, read all strokes of an image as one.
     """
     batch = int(stored["batch"])
-    tall, wide = subject.padded_size(stored)
+    tall, wide = size
     one = is_single(subject)
     index, sign = [], []
     for b in range(batch):
