@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.parity import decoding, losses, stages
+from tests.parity import decoding, following, losses, stages
 from tests.parity.report import load
 from tests.parity.subject import PRECISION
 from tests.parity_support import ROOT, check_stage, need_material, subject
@@ -40,7 +40,7 @@ def test_the_fast_decoder_is_the_plain_one(stage, monkeypatch):
     runs = []
 
     def follow(subject, stored, inputs, num_prompts=0, prefix="", **options):
-        run, claims = decoding.follow(subject, stored, inputs, num_prompts, prefix, **options)
+        run, claims = following.follow(subject, stored, inputs, num_prompts, prefix, **options)
         compare_with_plain(run, inputs, num_prompts)
         runs.append(prefix)
         return run, claims

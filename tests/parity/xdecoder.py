@@ -22,9 +22,7 @@ def smooth_levels(features: Features) -> Features:
         for size in sizes
     ]
     assert len(levels) == NUM_LEVELS
-    return features.replace(
-        mask_levels=type(features.mask_levels)(x.reshape(batch, -1, width) for x in levels)
-    )
+    return features.replace(mask_levels=tuple(x.reshape(batch, -1, width) for x in levels))
 
 
 def class_query(call, args, kwargs, context):
