@@ -184,7 +184,8 @@ def _memory_doubts(run: Run, inputs: Inputs) -> list[Doubt]:
             per = decoder.queries_per_prompt
             size = float(abs(logits[b, p, s]))
             slots = tuple(range(p * per, (p + 1) * per))
-            found.append(Doubt(size / rounding, size, rows, "visual", b, slots))
+            if rows:
+                found.append(Doubt(size / rounding, size, rows, "visual", b, slots))
     return found
 
 

@@ -64,8 +64,8 @@ class Subject:
         path = manifests / f"{name}.json"
         if not path.is_file():
             raise ValueError(f"no manifest {path.name!r} in {str(manifests)!r}.")
-        manifest = self.recipe.load_manifest(path)
         self.config = model_config(name)
+        manifest = self.recipe.load_manifest(path)
         queries = [shape for key, shape, _ in manifest if key == QUERIES]
         self.config.decoder.num_object_queries = queries[0][0]  # larger X-Decoders have 201
         self.model = build(self.config)
