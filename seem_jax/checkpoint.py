@@ -33,6 +33,9 @@ from seem_jax import config as config_lib
 from seem_jax.config import Config
 
 MANIFEST = "manifest.json"
+WRITTEN_TOGETHER = (
+    200 * 10**6
+)  # bytes of parameters alone that are compressed and written at a time
 # A run may continue with other values of these; all other fields must agree.
 MAY_DIFFER = (
     "workdir",
@@ -193,7 +196,13 @@ class Checkpoints:
 def save_params(workdir: str | Path, params: Any, config: Config) -> None:
     """Writes parameters alone as step 0 of a new work folder, for `restore_params`."""
     path = Path(workdir).absolute() / "checkpoints" / "steps" / "0"
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
+    together = max(WRITTEN_TOGETHER, 2 * largest) / 1e9  # an array must fit
+    handler = ocp.CompositeCheckpointHandler(
+        params=ocp.StandardCheckpointHandler(save_concurrent_gb=together),
+        meta=ocp.JsonCheckpointHandler(),
+    )
+    with ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(
             path,
             args=ocp.args.Composite(

@@ -436,6 +436,7 @@ def test_a_checkpoint_becomes_a_predictor(predictor, tmp_path):
     )
     assert restored.fingerprint() == predictor.fingerprint()
     assert restored.classes == ()
+    assert restored.texts.tables.cache == tmp_path / "run" / "class_tables"
     restored.programs = predictor.programs  # compiled already; the parameters are its own
     for each in (restored, predictor):
         each.set_image(picture())

@@ -39,27 +39,29 @@ def run(
 ) -> dict[str, float]:
     """The scores of the tasks of config.evaluation that have a data set, by name.
 
-    Writes WORKDIR/pictures/*.png and WORKDIR/samples/*.jsonl. Keys: panoptic/pq and its kin,
+    Writes WORKDIR/pictures/*.png, WORKDIR/samples/*.jsonl and WORKDIR/class_tables/*.npz. Keys: panoptic/pq and its kin,
     referring/{text,text+click,unseen}/ciou, miou, p@.., interactive/click/iou@k and noc@t, and those
     of the other tasks; percentages 0 to 100, NoC in clicks, NaN where nothing could be measured.
     max_images (0: all) overrides config.evaluation.max_images.
     """
-    return Evaluator(model, config).run(params, workdir=workdir, max_images=max_images)
+    tables = Path(workdir) / "class_tables"
+    return Evaluator(model, config, tables).run(params, workdir=workdir, max_images=max_images)
 
 
 class Evaluator:
     """The compiled programs of one model, so that evaluating again compiles nothing again."""
 
-    def __init__(self, model, config: Config):
+    def __init__(self, model, config: Config, class_tables: Path | None = None):
+        """class_tables: a folder that keeps the embeddings of class names for the next run."""
         self.config = config
         check(config)
-        self._model, self._tasks = model, None
+        self._model, self._tasks, self._class_tables = model, None, class_tables
 
     @property
     def tasks(self) -> list[Task]:
         """Opened at the first use: training need not have its validation data to begin."""
         if self._tasks is None:
-            self.context = Context(self._model, self.config)
+            self.context = Context(self._model, self.config, self._class_tables)
             self._tasks = list(_tasks(self.context))
         return self._tasks
 

@@ -113,11 +113,12 @@ class Predictor:
         """The predictor of a run's newest good checkpoint, or of one step.
 
         The tokenizer and the default vocabulary are those of the run's data set where they are
-        still there; give `tokenizer` where it moved. Raises ValueError where something is missing.
+        still there; give `tokenizer` where it moved. The embeddings of a vocabulary are kept in
+        DIRECTORY/class_tables for the next process. Raises ValueError where something is missing.
         """
         params, config = checkpoint.restore_params(directory, step)
         classes, num_things = default_classes(config)
-        return cls(
+        predictor = cls(
             params,
             config,
             Tokenizer(tokenizer or config.data.tokenizer),
@@ -125,6 +126,8 @@ class Predictor:
             num_things=num_things,
             image_size=image_size,
         )
+        predictor.texts.tables.cache = Path(directory) / "class_tables"
+        return predictor
 
     # Images
 

@@ -22,7 +22,6 @@ from flax import struct
 from seem_jax.losses.text import phrase_logits
 from seem_jax.losses.visual import prompt_logits
 from seem_jax.models.decoder.rules import TABLES
-from seem_jax.models.language import class_names
 from seem_jax.models.seem import SEEM, mask_logits, text_tokens
 from seem_jax.types import Array, Features, Memory, VisualPrompts, VisualTokens
 
@@ -97,7 +96,6 @@ class Programs:
 
         self.encode = jax.jit(functools.partial(apply, "encode_image"))
         self.sentence = jax.jit(functools.partial(apply, "encode_text"))
-        self.embed_class = jax.jit(functools.partial(class_names.embed, model))
         self.objects = jax.jit(functools.partial(_objects, apply))
         self.read = jax.jit(functools.partial(_read, apply))
         has_memory = "memory" in TABLES[model.config.decoder.rules]

@@ -83,14 +83,16 @@ class Chosen:
 class Context:
     """A model ready to be asked: its configuration, tokenizer, devices and class tables."""
 
-    def __init__(self, model, config: Config):
+    def __init__(self, model, config: Config, class_tables: Path | None = None):
         options = config.evaluation
         self.model, self.config = model, config
         self.size = options.image_size or config.data.image_size
         self.tokenizer = Tokenizer(config.data.tokenizer)
         devices = jax.local_devices()
         self.devices = devices[: math.gcd(options.batch_size, len(devices))]
-        self.tables = class_names.ClassTables(model, self.tokenizer, config.data.max_phrase_tokens)
+        self.tables = class_names.ClassTables(
+            model, self.tokenizer, config.data.max_phrase_tokens, class_tables
+        )
         self.encode = self.spread(encode_image, 1)
 
     def place(self, params):
