@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from data_prep import custom
+from data_prep import own_files
 from data_prep.checks_coco import (
     examine_captions,
     examine_instances,
@@ -54,12 +54,12 @@ def examine(source: Path) -> tuple[list[str], list[Fault], list[Job]]:
         found["SBD"] = examine_sbd(source)
     if (source / "ImageSets").is_dir() and (source / "JPEGImages" / "480p").is_dir():
         found["DAVIS"] = examine_davis(source)
-    if custom.folder_pairs(source, "labels"):
+    if own_files.folder_pairs(source, "labels"):
         found["YOLO"] = examine_yolo(source)
-    if custom.folder_pairs(source, "masks"):
+    if own_files.folder_pairs(source, "masks"):
         found["masks"] = examine_masks(source)
     if not found:
-        folders = [source, *(source / split for split in custom.SPLITS)]
+        folders = [source, *(source / split for split in own_files.SPLITS)]
         paths = [path for folder in folders for path in sorted(folder.glob("*.json"))]
         labelme = [path for path in paths if b'"categories"' not in path.read_bytes()]
         if labelme:
