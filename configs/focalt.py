@@ -19,10 +19,12 @@ def get_config() -> Config:
     # RefCOCOg's validation split: what data_prep/lvis.py writes.
     config.data.train = ("coco_lvis:train",)
     config.data.num_planes = 3  # up to 16 masks that overlap others, phrases among them
+    config.data.max_phrases = 16  # segments of up to 4 named classes; further ones are counted
     config.data.panoptic_eval = "coco_panoptic:val"
     config.data.referring_eval = "refcocog:val"
     config.data.referring_unseen_eval = ""
     config.data.interactive_eval = "coco_panoptic:val"
+    config.data.video_eval = "davis:val"
     config.data.tokenizer = "data/coco/records/tokenizer.model"
     config.data.max_objects = 60  # segments an image; further ones, smallest first, are counted
     config.data.max_phrase_tokens = 32

@@ -22,9 +22,11 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_prep.beam import Beam
 from data_prep.items import Item
 from data_prep.own_coco import find_coco
 from data_prep.own_files import Found
@@ -38,6 +40,7 @@ from data_prep.writer import (
     chosen_splits,
     converter_parser,
     message_only,
+    workers_of,
     write_dataset,
 )
 
@@ -83,7 +86,7 @@ def convert(
     root: Path,
     name: str,
     splits: Sequence[str] | None = None,
-    processes: int = 1,
+    processes: int | Beam = 1,
     kind: str | None = None,
     things: Sequence[str] = (),
     val_share: float = 0.1,
@@ -113,7 +116,7 @@ def main() -> None:
             args.output,
             args.name,
             args.splits,
-            args.processes,
+            workers_of(args),
             args.format,
             args.things,
             args.val_share,
@@ -121,4 +124,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Under its own name, so that other processes and machines find what is defined here.
+    importlib.import_module(__spec__.name).main()

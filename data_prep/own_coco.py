@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep import coco
-from data_prep.annotations import field, load_json, read_classes, read_objects
+from data_prep.annotations import field, file_below, load_json, read_classes, read_objects
+from data_prep.coco_files import YEAR
 from data_prep.items import Item
 from data_prep.own_files import Found, holds, json_files, make_instances, refuse_doubles
 from data_prep.writer import Classes
@@ -17,7 +17,7 @@ def find_coco(source: Path, things: Sequence[str]) -> Found | None:
     files: dict[str, Path] = {}
     for path in [*source.glob("annotations/instances_*.json"), *source.glob("*/*.coco.json")]:
         name = path.parent.name if path.parent.name != "annotations" else path.stem
-        files[name.removeprefix("instances_").removesuffix(coco.YEAR)] = path
+        files[name.removeprefix("instances_").removesuffix(YEAR)] = path
     if not files:
         single = [path for path in json_files(source) if _is_coco(path)]
         if len(single) != 1:
@@ -33,7 +33,7 @@ def find_coco(source: Path, things: Sequence[str]) -> Found | None:
         classes = found
         objects = read_objects(table["annotations"], classes, path)
         folders = [
-            source / f"{split}{coco.YEAR}",
+            source / f"{split}{YEAR}",
             source / split,
             source / "images" / split,
             source / "images",
@@ -53,12 +53,12 @@ def find_coco(source: Path, things: Sequence[str]) -> Found | None:
 
 def _coco_item(row: dict, objects: dict, folders: Sequence[Path], where: str) -> Item:
     image_id = field(row, "id", int, where)
-    name = field(row, "file_name", str, where)
-    there = [folder / name for folder in folders if (folder / name).is_file()]
+    paths = [file_below(folder, row, where) for folder in folders]
+    path = next((path for path in paths if path.is_file()), paths[0])
     return Item(
         image_id=image_id,
-        file_name=Path(name).name,
-        image_path=there[0] if there else folders[0] / name,
+        file_name=path.name,
+        image_path=path,
         height=field(row, "height", int, where),
         width=field(row, "width", int, where),
         objects=tuple(objects.get(image_id, ())),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,17 +46,21 @@ def find_labelme(source: Path, things: Sequence[str]) -> Found | None:
             }
         )
     items = {
-        split: [_labelme_item(i, path, tables[path], names) for i, path in enumerate(paths)]
+        split: [_labelme_item(source, i, path, tables[path], names) for i, path in enumerate(paths)]
         for split, paths in files.items()
         if paths
     }
     return Found(things_only(names), items, make_instances)
 
 
-def _labelme_item(number: int, path: Path, table: dict, names: Sequence[str]) -> Item:
+def _labelme_item(source: Path, number: int, path: Path, table: dict, names: Sequence[str]) -> Item:
     name = field(table, "imagePath", str, str(path)).replace("\\", "/")
     beside = path.parent / Path(name).name
     image = beside if beside.is_file() else path.parent / name
+    if not Path(os.path.abspath(image)).is_relative_to(os.path.abspath(source)):
+        raise ValueError(
+            f"{path}: imagePath {name!r} leads out of {source}; expected one below it."
+        )
     groups: dict[object, list[Object]] = {}
     for place, shape in enumerate(table["shapes"]):
         where = f"{path}, shape {place}"
