@@ -2,6 +2,16 @@
 
 Values of configs/seem/focalt_unicl_lang_v1.yaml and of the official training command. The encoders are
 frozen, so a run of this file needs converted official weights to start from.
+
+    python -m data_prep.lvis --input=data/coco --output=data/coco/records --splits=train
+    python -m data_prep.coco --input=data/coco --output=data/coco/records --splits=val
+    python -m data_prep.refcoco --input=data/coco --output=data/coco/records --splits=val
+    python -m data_prep.tokenizer --clip=FILE --output=data/coco/records/tokenizer.model
+    python -m seem_jax.train --config=configs/focalt.py --config.start_from=runs/converted
+
+Below data/coco lie train2017, val2017, panoptic_*2017, annotations, lvis and refcocog (or the merged
+annotations/refcocog_umd_val.json). Without LVIS: data_prep.coco for train too, and
+--config.data.train="('coco_panoptic:train',)".
 """
 
 from configs import base

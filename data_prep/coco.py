@@ -303,7 +303,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def convert_arguments(args: argparse.Namespace, lvis: Sequence[Path] = ()) -> None:
     """Converts what the command line asks for."""
-    splits = chosen_splits(args.splits, list(find_splits(args.input)), args.input)
+    splits = chosen_splits(
+        args.splits, list(find_splits(args.input)), args.input, "annotations/panoptic_*.json"
+    )
     referring = referring_of(args, splits)
     exclude = read_exclude(args.exclude) if args.exclude else frozenset()
     convert(

@@ -97,7 +97,7 @@ def convert(
     found = read_folder(source, kind, things)
     items = split_items(found.items, val_share)
     plans = []
-    for split in chosen_splits(splits, list(items), source):
+    for split in chosen_splits(splits, list(items), source, "images"):
         if split not in items:
             raise ValueError(f"{source} has the splits {sorted(items)}, not {split!r}.")
         plans.append(Plan(split, items[split], found.make))

@@ -192,7 +192,7 @@ def main() -> None:
             name = args.name or "davis_frames"
         else:
             found = find_splits(args.input, args.year)
-            splits = chosen_splits(args.splits, found, args.input)
+            splits = chosen_splits(args.splits, found, args.input, f"ImageSets/{args.year}/*.txt")
             plans = [plan_split(args.input, split, args.year) for split in splits]
             name = args.name or ("davis" if args.year == 2017 else "davis2016")
         write_dataset(args.output, name, CLASSES, plans, processes=workers_of(args))

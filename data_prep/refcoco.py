@@ -122,7 +122,7 @@ def convert(
     )
     there = list(dict.fromkeys(ref.split for ref in refs))
     plans = []
-    for split in chosen_splits(splits, there, referring):
+    for split in chosen_splits(splits, there, referring, "sentences"):
         by_image: dict[int, list[Ref]] = {}
         for ref in refs:
             if ref.split == split:

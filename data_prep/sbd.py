@@ -88,7 +88,7 @@ def main() -> None:
         if (source / "dataset").is_dir():  # --input is the folder benchmark_RELEASE
             source = source / "dataset"
         found = [split for split in SPLITS if (source / f"{split}.txt").is_file()]
-        splits = chosen_splits(args.splits, found, source)
+        splits = chosen_splits(args.splits, found, source, "train.txt or val.txt")
         convert(source, args.output, args.name, splits, workers_of(args))
 
 

@@ -127,7 +127,9 @@ def main() -> None:
         source = args.input
         if (source / "VOC2012").is_dir():  # --input is the folder VOCdevkit
             source = source / "VOC2012"
-        splits = chosen_splits(args.splits, find_splits(source), source)
+        splits = chosen_splits(
+            args.splits, find_splits(source), source, "ImageSets/Segmentation/*.txt"
+        )
         convert(source, args.output, args.name, splits, workers_of(args))
 
 

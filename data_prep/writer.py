@@ -158,11 +158,16 @@ def workers_of(args: argparse.Namespace) -> int | Beam:
     return Beam(args.runner, args.beam_options) if args.runner else args.processes
 
 
-def chosen_splits(asked: Sequence[str] | None, found: Sequence[str], where: object) -> list[str]:
-    """The splits of --splits (separated by spaces or commas), or those that were found."""
+def chosen_splits(
+    asked: Sequence[str] | None, found: Sequence[str], where: object, expected: str
+) -> list[str]:
+    """The splits of --splits (separated by spaces or commas), or those that were found.
+
+    MissingInputError where there are none, naming the file `expected` in `where`.
+    """
     splits = [split for text in asked or found for split in text.split(",") if split]
     if not splits:
-        raise MissingInputError(f"{where} holds no split that can be converted.")
+        raise MissingInputError(f"{where} holds no split to convert; expected {expected} there.")
     return list(dict.fromkeys(splits))
 
 

@@ -26,9 +26,11 @@ SLOW = 7  # the record that takes long
 class SlowRecords(FakeRecords):
     """One of them takes a minute to read, as from a disk that hangs."""
 
+    seconds = 60
+
     def __getitem__(self, item):
         if item == SLOW:
-            time.sleep(60)
+            time.sleep(self.seconds)
         return super().__getitem__(item)
 
 
@@ -93,11 +95,14 @@ def test_a_worker_killed_at_any_moment_is_named(trial):
 
 
 def test_a_stall_in_a_thread_is_named_too(caplog):
-    batches = start([SlowRecords(RECORDS)], stall_seconds=0.2)
+    records = SlowRecords(RECORDS)
+    records.seconds = 2
+    batches = start([records], stall_seconds=0.2)
     batches.start_prefetch()
     lines = wait_for(lambda: [m for m in caplog.messages if "has been reading" in m])
     assert f"process {os.getpid()} has been reading fake:train, record {SLOW}" in lines[0]
-    batches._stop()  # close() would wait for the thread that sleeps
+    batches.close()
+    assert batches.in_flight.now() == []
 
 
 def test_what_is_read_is_told_while_it_is_read_and_not_after():

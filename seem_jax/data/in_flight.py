@@ -92,6 +92,11 @@ class InFlight:
                 dead[self._name(pid)] = [r.record for r in self.now() if r.process == pid]
         return dead
 
+    def forget(self) -> None:
+        """Forgets all readers, after they were told to end."""
+        for path in self.directory.glob("*.reading"):
+            path.unlink(missing_ok=True)
+
     def _file(self, end: str) -> Path:
         return self.directory / f"{os.getpid()}-{end}.reading"
 

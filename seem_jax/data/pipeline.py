@@ -67,7 +67,10 @@ class TrainBatches(grain.DatasetIterator):
         try:
             batch, dropped, bad = next(self._running)
         except RuntimeError as error:
-            raise RuntimeError(_dead_worker(self.in_flight) or str(error)) from error
+            text = _dead_worker(self.in_flight)
+            if not text:
+                raise
+            raise RuntimeError(text) from error
         self.dropped.update(dropped)
         for place, error in bad.items():
             if place not in self.bad_records:
@@ -99,7 +102,7 @@ class TrainBatches(grain.DatasetIterator):
             self._running.start_prefetch()
             watch = _watch(self.in_flight, self._config.stall_seconds)
             # Also at the end of the program: workers that end after it began print tracebacks.
-            self._stop = weakref.finalize(self, _close, self._running, watch)
+            self._stop = weakref.finalize(self, _close, self._running, watch, self.in_flight)
 
     def close(self) -> None:
         self._stop()
@@ -304,9 +307,10 @@ def _watch(in_flight: InFlight, seconds: float) -> threading.Event:
     return stop
 
 
-def _close(running: grain.DatasetIterator, watch: threading.Event) -> None:
+def _close(running: grain.DatasetIterator, watch: threading.Event, in_flight: InFlight) -> None:
     watch.set()
     running.close()
+    in_flight.forget()
 
 
 def _reader(
