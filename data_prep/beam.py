@@ -40,6 +40,8 @@ class Beam:
         Raises ValueError with what the pipeline said when it fails.
         """
         beam, options = self._import()
+        if not jobs:
+            return
         folder = directory / FOLDER
         folder.mkdir(exist_ok=True)
         paths = [folder / f"{number:05d}.job" for number in range(len(jobs))]

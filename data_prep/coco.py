@@ -279,12 +279,13 @@ def referring_of(args: argparse.Namespace, splits: Sequence[str]) -> list[Referr
                 "warning: no refcocog/refs(umd).p in or beside --input and no --exclude: the images "
                 "of the RefCOCOg validation split, which are COCO training images, stay in train."
             )
+    kept = ("refcoco", "refcoco+", MERGED_NAMES["refcoco"], MERGED_NAMES["refcoco+"])
     return [
         Referring(
             folder,
             args.owner or OWNERS.get(folder.name, "umd"),
             # Only RefCOCOg's validation images are left out officially.
-            tuple(args.held_out) if folder.name not in ("refcoco", "refcoco+") else (),
+            () if folder.name in kept else tuple(args.held_out),
         )
         for folder in folders
     ]

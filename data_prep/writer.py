@@ -81,12 +81,13 @@ def write_dataset(
     state = _begin(directory, classes, plans)
     jobs = [job for plan in plans for job in _missing_shards(directory, name, plan)]
     done = sum(len(plan.items) for plan in plans) - sum(len(job.items) for job in jobs)
+    if isinstance(processes, Beam):
+        counts = processes.run(_write, jobs, directory)
+    else:
+        counts = run(_write, jobs, processes)
     with tqdm.tqdm(total=done + sum(len(job.items) for job in jobs), desc=name, unit="rec") as bar:
         bar.update(done)
-        beam = isinstance(processes, Beam)
-        for count in (
-            processes.run(_write, jobs, directory) if beam else run(_write, jobs, processes)
-        ):
+        for count in counts:
             bar.update(count)
     _describe(
         directory, name, [split for split in sorted(state) if _finished(directory, name, split)]

@@ -75,12 +75,15 @@ class InFlight:
         found = []
         for path in sorted(self.directory.glob("*.reading")):
             pid, _, thread = path.name.removesuffix(".reading").partition("-")
-            since, _, record = (
-                path.read_bytes().rstrip(b"\0").decode(errors="replace").partition(" ")
-            )
+            try:
+                line = path.read_bytes().rstrip(b"\0").decode(errors="replace")
+                name = self._name(int(pid))
+            except FileNotFoundError:  # forgotten in this moment
+                continue
+            since, _, record = line.partition(" ")
             if thread == "name" or not record or since.startswith("\0"):
                 continue
-            found.append(Reading(int(pid), self._name(int(pid)), record, float(since)))
+            found.append(Reading(int(pid), name, record, float(since)))
         return found
 
     def of_dead(self) -> dict[str, list[str]]:
