@@ -134,9 +134,12 @@ class DataConfig:
     min_scale: float = 0.1  # large-scale jitter
     max_scale: float = 2.0
     flip: bool = True
+    mirror_text: bool = True  # left and right change places in flipped images; officially not
+    keep_hidden: bool = False  # targets that the cut left out stay, empty; officially so
     max_objects: int = 100  # M; further segments are dropped smallest first, and counted
     num_planes: int = 2  # R; plane 0 is the index map, the others hold overlapping masks
-    max_phrases: int = 4  # G
+    max_phrases: int = 4  # G; one for each segment of a class that is asked for by its name
+    max_texts: int = 4  # different texts an image, at most max_phrases (official: MAX_LEN - 1)
     max_phrase_tokens: int = 77  # J
     max_prompts: int = 10  # P
     max_points: int = 512  # K of the first drawings of an image
@@ -147,6 +150,9 @@ class DataConfig:
     num_workers: int = 0  # processes; 0 reads in threads
     num_threads: int = 2
     prefetch: int = 8  # batches
+    stall_seconds: float = (
+        30.0  # a record that takes longer to read is named in a warning; 0: never
+    )
     max_bad_records: int = 0  # that cannot be read; replaced by others and counted, then an error
 
 
@@ -326,7 +332,14 @@ def _validate_backbone(config: Config) -> None:
 
 def _validate_data(config: Config) -> None:
     data, context = config.data, config.model.text.context_length
-    for field in ("image_size", "batch_size", "max_objects", "max_phrases", "max_prompts"):
+    for field in (
+        "image_size",
+        "batch_size",
+        "max_objects",
+        "max_phrases",
+        "max_texts",
+        "max_prompts",
+    ):
         _need(config, f"data.{field}", getattr(data, field) > 0, "a positive number")
     _need(config, "data.image_size", data.image_size % 32 == 0, "a multiple of 32")
     _need(config, "data.max_objects", data.max_objects <= 255, "at most 255")
@@ -346,6 +359,7 @@ def _validate_data(config: Config) -> None:
     fits = len(data.prompt_kinds) > 0 and set(data.prompt_kinds) <= kinds
     _need(config, "data.prompt_kinds", fits, f"names of {sorted(kinds)}")
     _need(config, "data.max_bad_records", data.max_bad_records >= 0, "0 or more")
+    _need(config, "data.stall_seconds", data.stall_seconds >= 0, "0 or more")
 
 
 def _validate_training(config: Config) -> None:

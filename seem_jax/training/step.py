@@ -123,7 +123,7 @@ def loss_and_metrics(
     table = class_table(model, params, names, keys[1])
     if not config.loss.names_train_text:
         table = jax.lax.stop_gradient(table)
-    text, phrase_embedding = encode_phrases(model, params, batch)
+    text, phrase_embedding = encode_phrases(model, params, batch, config.data.max_texts)
 
     def decoder(params, features, table, text, phrase_embedding):
         outputs, visual, num_rounds = _answers(
@@ -209,13 +209,20 @@ def class_table(model: SEEM, params: dict, names: Vocabulary, key: Array) -> Arr
     return normalise(_encode_text(model, params, ids, valid)[1])
 
 
-def encode_phrases(model: SEEM, params: dict, batch: Batch) -> tuple[TextTokens, Array]:
-    """(the phrases as decoder tokens, their embeddings float32 [B, G, V])."""
+def encode_phrases(
+    model: SEEM, params: dict, batch: Batch, max_texts: int
+) -> tuple[TextTokens, Array]:
+    """(the different texts as decoder tokens, the embeddings of all phrases float32 [B, G, V])."""
     phrases = batch.phrases
     tokens, sentence = _encode_text(model, params, phrases.token_ids, phrases.token_valid)
     return (
         text_tokens(
-            tokens, phrases.token_valid, phrases.masks.valid, phrases.prompt, phrases.group
+            tokens,
+            phrases.token_valid,
+            phrases.masks.valid,
+            phrases.prompt,
+            phrases.group,
+            max_texts,
         ),
         sentence,
     )
