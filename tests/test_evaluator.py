@@ -244,7 +244,7 @@ def test_evaluating_again_compiles_nothing(setting, tmp_path):
     config, params, _ = setting
     runner = evaluator.Evaluator(Oracle(), config)
     first = runner.run(params, workdir=tmp_path)
-    programs = [runner.context.encode, runner.tasks[-1].advance]
+    programs = [runner.tasks[-1].encode, runner.tasks[-1].advance]
     sizes = [program._cache_size() for program in programs]
     again = runner.run(params, workdir=tmp_path)
     assert again == first
@@ -272,7 +272,9 @@ def test_a_killed_evaluation_goes_on_and_another_model_begins_anew(setting, tmp_
     monkeypatch.setattr(
         base.Context,
         "batches",
-        lambda self, split, units: answered.append(list(units)) or seen(self, split, units),
+        lambda self, split, units, sizing: (
+            answered.append(list(units)) or seen(self, split, units, sizing)
+        ),
     )
     got = evaluator.run(Oracle(), params, config, workdir=tmp_path / "cut")
     assert answered[0] == [[2]]  # the first batch of two was kept
@@ -351,7 +353,9 @@ def test_a_session_depends_on_no_batch_mate():
     @jax.jit
     def session(params, images, maps, wanted):
         features = model.apply({"params": params}, images, method="encode_image")
-        rows = sessions.Rows(maps, maps, wanted, sizes, sizes, plan, None)
+        chosen = (maps[:, None] == wanted[..., None, None]) & (wanted > 0)[..., None, None]
+        truth = chosen.astype(np.int8)
+        rows = sessions.Rows(chosen, truth, wanted > 0, sizes, sizes, plan, None)
         state = sessions.begin(rows, features, user, 3)
         return sessions.advance(
             model,

@@ -86,7 +86,8 @@ class Evaluator:
 
     def _results(self, task: Task, params, weights: str, workdir: Path, limit: int) -> list[Result]:
         """The results of all samples; those of an interrupted run with the same header are kept."""
-        units = task.units(limit)
+        count = task.count()
+        units = task.grouped(range(min(count, limit or count)))
         header = header_of(task, self.config, weights, limit)
         store = Store(workdir / "samples", _file_name(task), header)
         own = units[jax.process_index() :: jax.process_count()]
@@ -106,7 +107,7 @@ class Evaluator:
         sheet = sheets.Sheet(task.columns)
         answers = {
             answer.result["sample"]: answer
-            for batch in task.answers(params, [sorted(chosen)] if chosen else [])
+            for batch in task.answers(params, task.grouped(sorted(chosen)))
             for answer in batch
         }
         for sample, rank in chosen.items():

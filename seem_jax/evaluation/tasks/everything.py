@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,7 +18,7 @@ from seem_jax import name_templates, postprocess
 from seem_jax.data.schema import Record
 from seem_jax.demo import draw
 from seem_jax.evaluation import calibration, sheets, truth
-from seem_jax.evaluation.instance_ap import average_precision
+from seem_jax.evaluation.instance_ap import average_precision, read_annotations
 from seem_jax.evaluation.panoptic import Counts, PanopticQuality
 from seem_jax.evaluation.results import Result
 from seem_jax.evaluation.semantic import SemanticScores
@@ -96,22 +98,28 @@ class _Everything:
         self.context, self.split = context, split
         self.data = context.open(split)
         self.num_things, self.names = self.data.num_things, self.data.class_names
+        self.sizing = context.sizing(context.config.evaluation.edges)
+        self.encode = context.encoder(self.sizing)
 
-    def units(self, limit: int) -> list[list[int]]:
-        return self.context.units(len(self.data), limit)
+    def count(self) -> int:
+        return len(self.data)
+
+    def grouped(self, samples: Sequence[int]) -> list[list[int]]:
+        return self.context.grouped(self.data, samples, self.sizing)
 
     def protocol(self) -> dict[str, Any]:
         return {
             "vocabulary": self.context.config.evaluation.vocabulary or "class names of the data",
+            "image": self.sizing.describe(),
             "mask_resize": "bilinear to the padded input, antialiased bicubic to the original",
         }
 
     def answers(self, params, units) -> Iterator[list[Answer]]:
         table = self.context.class_table(params, self.data)
-        for samples, batch, records in self.context.batches(self.data, units):
-            features = self.context.encode(params, batch.image)
-            found = self.program(params, table, features, self.context.plan(batch, records))
-            each = zip(samples, records, unstack(found, records), strict=True)
+        for batch in self.context.batches(self.data, units, self.sizing):
+            features = self.encode(params, batch.image, batch.image_size)
+            found = self.program(params, table, features, self.context.plan(batch))
+            each = zip(batch.samples, batch.records, unstack(found, batch.records), strict=True)
             yield [self._answer(*one) for one in each]
 
     def _answer(self, sample: int, record: Record, found) -> Answer:
@@ -206,26 +214,15 @@ class Panoptic(_Everything):
     @staticmethod
     def _calibrated(results: Sequence[Result]) -> dict[str, float]:
         """Temperature from the even samples; errors before and after it on the odd ones."""
-        halves = [
-            [segment for r in results if r["sample"] % 2 == odd for segment in r["segments"]]
-            for odd in (0, 1)
-        ]
-        fitting, testing = (
-            (np.array([s["logits"] for s in half]), np.array([s["meant"] for s in half], np.int64))
-            for half in halves
-        )
+        fitting, testing = calibration.halves(results)
         temperature = calibration.fit_temperature(*fitting)
-        out = {"temperature": temperature}
-        for key, value in (("ece_before", 1.0), ("ece_after", temperature)):
-            if not len(testing[1]) or not np.isfinite(value):
-                out[key] = np.nan
-                continue
-            probability = calibration.probabilities(testing[0], value)
-            # The class was chosen without "no object"; temperature changes no order.
-            category = probability[:, :-1].argmax(1)
-            confidence = probability[np.arange(len(category)), category]
-            correct = category == testing[1]
-            out[key] = 100 * calibration.calibration_error(confidence, correct)
+        out = {"temperature": temperature, "calibration_segments": float(len(testing[1]))}
+        for key, value in (("before", 1.0), ("after", temperature)):
+            known = math.isfinite(value)
+            believed = calibration.believed(*testing, value) if known else (np.zeros(0),) * 2
+            out[f"ece_{key}"] = 100 * calibration.calibration_error(*believed)
+            curve = calibration.risk_coverage(*believed)
+            out[f"risk_{key}"] = 100 * calibration.area_under_risk(curve)
         return out
 
 
@@ -238,22 +235,22 @@ class Instances(_Everything):
     def __init__(self, context: Context, split: str):
         super().__init__(context, split)
         self.program = context.spread(instances, 2, num_things=self.num_things, top=self.TOP)
+        self.file = context.config.evaluation.instance_annotations
+        self.annotations = read_annotations(self.file) if self.file else None
 
     def protocol(self) -> dict[str, Any]:
         faster = self.context.config.evaluation.faster_coco_eval
         return super().protocol() | {
             "metric": "COCO mask AP, " + ("faster-coco-eval" if faster else "pycocotools"),
-            "truth": "thing segments of the panoptic truth, crowds as crowds",
+            "truth": f"the annotations of {Path(self.file).name}"
+            if self.file
+            else "thing segments of the panoptic truth, crowds as crowds",
             "detections": f"best {self.TOP} pairs of query and class, thing classes of these",
         }
 
     def _answer(self, sample: int, record: Record, found: postprocess.Instances) -> Answer:
         cut = np.s_[: record.height, : record.width]
-        true = [
-            {"category": s.category, "crowd": s.crowd, "rle": _rle(mask)}
-            for s, mask in truth.segment_masks(record)
-            if s.category < self.num_things
-        ]
+        true = self._truth(record)
         kept = [k for k in np.flatnonzero(found.valid) if found.mask[k][cut].any()]
         detections = [
             {
@@ -280,6 +277,32 @@ class Instances(_Everything):
 
         return Answer(result, pictures)
 
+    def _truth(self, record: Record) -> list[dict]:
+        """The things to be found, by contiguous class; the areas are those that AP sorts them by."""
+        if self.annotations is None:
+            return [
+                {
+                    "category": segment.category,
+                    "crowd": segment.crowd,
+                    "rle": _rle(mask),
+                    "area": float(np.count_nonzero(mask)),
+                }
+                for segment, mask in truth.segment_masks(record)
+                if segment.category < self.num_things
+            ]
+        contiguous = {number: c for c, number in enumerate(self.data.category_ids)}
+        out = []
+        for row in self.annotations.get(record.image_id, []):
+            category = contiguous.get(row["category_id"], self.num_things)
+            if category >= self.num_things:
+                raise ValueError(
+                    f"{self.file}, image {record.image_id}: category {row['category_id']} is no thing "
+                    f"class of {self.split}."
+                )
+            kept = {"crowd": bool(row["iscrowd"]), "rle": row["rle"], "area": row["area"]}
+            out.append({"category": category} | kept)
+        return out
+
     def _precision(self, results: Sequence[Result]):
         """average_precision over images and things of any number, also none."""
         masks = [(r, mask) for r in results for mask in r["truth"]]
@@ -295,9 +318,7 @@ class Instances(_Everything):
                     "category_id": mask["category"],
                     "iscrowd": int(mask["crowd"]),
                     "segmentation": {"size": r["size"], "counts": mask["rle"]},
-                    "area": float(
-                        coco_mask.area({"size": r["size"], "counts": mask["rle"].encode()})
-                    ),
+                    "area": mask["area"],
                 }
                 for number, (r, mask) in enumerate(masks, 1)
             ],
