@@ -39,6 +39,12 @@ def get_config() -> Config:
     config.data.max_objects = 60  # segments an image; further ones, smallest first, are counted
     config.data.max_phrase_tokens = 32
     config.data.phrase_prompt_probability = 0.25
+    # The official test sizes and sides (seem_jax/config.py says what the others are).
+    evaluation = config.evaluation
+    evaluation.edges = (800, 1333)
+    evaluation.referring_edges = (512, 1024)
+    evaluation.video_edges = (512, 2048)
+    evaluation.grown_masks = True
     config.num_steps = 366_000  # 50 epochs of 117 k images at batch 16
     config.checkpoint_every = 2000
     return config

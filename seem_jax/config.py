@@ -221,7 +221,12 @@ class MeshConfig:
 class EvaluationConfig:
     every: int = 0  # steps; 0: only at the end
     batch_size: int = 8
-    image_size: int = 0  # square bucket in pixels; 0 takes data.image_size
+    image_size: int = 0  # square in pixels that images fit into; 0 takes data.image_size
+    # Official test sizes instead: (shortest, longest) edge in pixels, then multiples of
+    # model.backbone.size_divisor. () keeps the square.
+    edges: tuple[int, ...] = ()
+    referring_edges: tuple[int, ...] = ()
+    video_edges: tuple[int, ...] = ()
     max_images: int = 0  # 0: all
     max_clicks: int = 20
     object_threshold: float = 0.8
@@ -233,13 +238,20 @@ class EvaluationConfig:
         "interactive",
     )  # also instance, semantic, video
     referring_ways: tuple[str, ...] = ("text", "text+click")  # also "click", a drawn prompt alone
-    first_sentence_only: bool = False  # of each referred object, as officially
+    # Where the official evaluation and common practice differ; in brackets the official side.
+    first_sentence_only: bool = False  # of each object; else both ways are reported [True]
+    objects_together: int = 5  # clicked until all are good; 1: each by itself [5]
+    grown_masks: bool = False  # objects at model size grow by bicubic overshoot [True]
+    box_is_object: bool = True  # a box stands for its object in later clicks too [True]
+    training_strokes: bool = False  # first strokes by the laws of training [False]
+    voc_grey_ids: bool = False  # objects of VOC whose colours are equal as grey merge [True]
     first_prompts: tuple[str, ...] = (
         "point",
     )  # of interactive; also circle, scribble, polygon, box
     ritm: bool = False  # interactive also by the protocol of RITM and SimpleClick
     vocabulary: str = ""  # JSON file: class name -> what to call it, one name or several
     calibrate: bool = False  # fit a temperature of the class scores, on every second image
+    instance_annotations: str = ""  # COCO file with the truth of AP; "" takes the panoptic segments
     faster_coco_eval: bool = False  # AP by the package faster-coco-eval instead of pycocotools
 
 
@@ -273,6 +285,7 @@ def validate(config: Config) -> None:
     _validate_backbone(config)
     _validate_data(config)
     _validate_training(config)
+    _validate_evaluation(config)
 
 
 def _validate_model(config: Config) -> None:
@@ -376,6 +389,15 @@ def _validate_training(config: Config) -> None:
     _need(config, "max_rounds", config.max_rounds >= 0, "0 or more")
     fits = not config.may_be_fresh or bool(config.start_from)
     _need(config, "may_be_fresh", fits, "none, since config.start_from is empty")
+
+
+def _validate_evaluation(config: Config) -> None:
+    for name in ("edges", "referring_edges", "video_edges"):
+        edges = getattr(config.evaluation, name)
+        fits = not edges or (len(edges) == 2 and 0 < edges[0] < edges[1])
+        _need(config, f"evaluation.{name}", fits, "() or (shortest, longest) edge in pixels")
+    for name in ("batch_size", "max_clicks", "objects_together"):
+        _need(config, f"evaluation.{name}", getattr(config.evaluation, name) > 0, "above 0")
 
 
 def _need(config: Config, field: str, ok: bool, expected: str) -> None:

@@ -25,7 +25,8 @@ from seem_jax.evaluation import sheets
 from seem_jax.evaluation.results import Result, Store
 from seem_jax.evaluation.tasks.base import Context, Task
 from seem_jax.evaluation.tasks.clicks import KINDS, Interactive
-from seem_jax.evaluation.tasks.everything import Instances, Panoptic, Semantic
+from seem_jax.evaluation.tasks.everything import Panoptic, Semantic
+from seem_jax.evaluation.tasks.instances import Instances
 from seem_jax.evaluation.tasks.phrases import WAYS, Referring
 from seem_jax.evaluation.tasks.video import Video
 
@@ -88,7 +89,8 @@ class Evaluator:
 
     def _results(self, task: Task, params, weights: str, workdir: Path, limit: int) -> list[Result]:
         """The results of all samples; those of an interrupted run with the same header are kept."""
-        units = task.units(limit)
+        count = task.count()
+        units = task.grouped(range(min(count, limit or count)))
         header = header_of(task, self.config, weights, limit)
         store = Store(workdir / "samples", _file_name(task), header)
         own = units[jax.process_index() :: jax.process_count()]
@@ -108,7 +110,7 @@ class Evaluator:
         sheet = sheets.Sheet(task.columns)
         answers = {
             answer.result["sample"]: answer
-            for batch in task.answers(params, [sorted(chosen)] if chosen else [])
+            for batch in task.answers(params, task.grouped(sorted(chosen)))
             for answer in batch
         }
         for sample, rank in chosen.items():
