@@ -164,4 +164,5 @@ def test_the_manifest_lists_every_file(saved):
     folder = saved / "checkpoints" / "steps" / "4"
     listed = json.loads((folder / "manifest.json").read_text())
     files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-    assert set(listed) == files - {"manifest.json"}
+    assert set(listed["files"]) == files - {"manifest.json"}
+    assert set(listed["leaves"]) == {"params/decoder/kernel", "opt_state/mu/decoder/kernel"}
