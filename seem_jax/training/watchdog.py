@@ -60,11 +60,11 @@ class Watchdog:
         self._main = threading.get_ident()
         self._lock = threading.Lock()
         self._beat = (0, "starting", limits.phase_seconds, 0.0)  # count, doing, limit, when
-        self._clock = 0.0
+        self._clock, self._last = 0.0, time.monotonic()
         self._tick = 0
         self._peers: dict[int, tuple[Said, float]] = {}  # with the time their tick last changed
         self._answered = 0.0  # when the service last did
-        self._failures: dict[int, str] = {}
+        self._failures: dict[int, tuple[int, str]] = {}  # exit code and text of the others' ends
         self._ended = threading.Event()
 
     def __enter__(self) -> Watchdog:
@@ -133,15 +133,19 @@ class Watchdog:
 
     def _judge(self) -> None:
         """The thread that decides that it is over."""
-        last = time.monotonic()
         while not self._ended.wait(self.interval):
-            # Counts only time in which this process ran: one that was suspended is not late.
-            now = time.monotonic()
-            self._clock += min(now - last, 2 * self.interval)
-            last = now
+            self._pass_time()
             self._guard_against_a_stuck_interpreter()
+            if self._failures:
+                self._exit(*next(iter(self._failures.values())))
             if verdict := self._verdict():
                 self._exit(EXIT_STUCK, verdict)
+
+    def _pass_time(self) -> None:
+        """Counts only time in which this process ran: one that was suspended is not late."""
+        now = time.monotonic()
+        self._clock += min(now - self._last, 2 * self.interval)
+        self._last = now
 
     def _guard_against_a_stuck_interpreter(self) -> None:
         """Code that never gives the interpreter back stops this thread too; then a timer in C ends us."""
@@ -150,8 +154,7 @@ class Watchdog:
             faulthandler.dump_traceback_later(limit, exit=True, file=sys.__stderr__)
 
     def _verdict(self) -> str | None:
-        if self._failures:
-            return next(iter(self._failures.values()))
+        """What is wrong, or None."""
         lost = [
             said
             for said, heard in self._peers.values()
@@ -197,7 +200,8 @@ class Watchdog:
         for name, text in processes.client().key_value_dir_get("failed/"):
             process = int(name.rsplit("/", 1)[1])
             if process != own.process:
-                self._failures[process] = text
+                code, _, text = text.partition(" ")
+                self._failures[process] = (int(code), text)
         self._answered = self._clock
 
     def _write_stacks(self) -> None:
@@ -210,13 +214,12 @@ class Watchdog:
     def _exit(self, code: int, text: str) -> None:
         """Tells the others why, and ends this process whatever its main thread does."""
         self._ended.set()
-        print(
-            f"{text}\nexit code {code}: the same command continues from the last checkpoint.",
-            file=sys.stderr,
-            flush=True,
-        )
+        print(text, file=sys.stderr)
+        if code == EXIT_STUCK:
+            print("The same command continues from the last checkpoint.", file=sys.stderr)
+        sys.stderr.flush()
         if processes.several():
-            told = threading.Thread(target=self._tell, args=(text,), daemon=True)
+            told = threading.Thread(target=self._tell, args=(code, text), daemon=True)
             told.start()
             told.join(self.interval)
             if processes.number() == 0:  # with it the service ends; the others read it first
@@ -224,9 +227,9 @@ class Watchdog:
         sys.stdout.flush()
         os._exit(code)
 
-    def _tell(self, text: str) -> None:
-        with contextlib.suppress(Exception):
-            processes.client().key_value_set(f"failed/{processes.number()}", text)
+    def _tell(self, code: int, text: str) -> None:
+        with contextlib.suppress(Exception):  # the service may be what is gone
+            processes.client().key_value_set(f"failed/{processes.number()}", f"{code} {text}")
 
 
 def _lost(lost: list[Said], seconds: float) -> str:
