@@ -47,6 +47,7 @@ MAY_DIFFER = (
     "evaluation.",
     "faults.",
     "profile.",
+    "rematerialise",
     "useful_gflop_per_image",
     "data.panoptic_eval",
     "data.referring_eval",

@@ -274,6 +274,10 @@ class Config:
     start_from: str = ""
     may_be_fresh: tuple[str, ...] = ()  # paths of parameters that start_from may lack, as "decoder"
     max_rounds: int = 5  # simulated interactive rounds without gradient: 0 to this, uniform
+    accumulate: int = 1  # parts of a batch, one after the other, whose gradients are averaged
+    # What the backward pass computes again to save memory: "" nothing, "products" all but products
+    # with weights, "parts" everything inside the encoders and the decoder.
+    rematerialise: str = ""
     seed: int = 0
     useful_gflop_per_image: float = 0.0  # training/utilisation.py; 0: no utilisation is reported
     log_every: int = 50  # steps
@@ -393,6 +397,10 @@ def _validate_faults(config: Config) -> None:
     for field in ("lost_seconds", "meet_seconds"):
         _need(config, f"faults.{field}", getattr(config.faults, field) > 0, "seconds above 0")
     _need(config, "profile.first_step", config.profile.first_step >= 0, "0 (none) or a step")
+    fits = config.accumulate > 0 and config.data.batch_size % config.accumulate == 0
+    batch = config.data.batch_size
+    _need(config, "accumulate", fits, f"a divisor of data.batch_size = {batch}")
+    _one_of(config, "rematerialise", ("", "products", "parts"))
     _need(config, "useful_gflop_per_image", config.useful_gflop_per_image >= 0, "0 or more")
     _need(config, "profile.num_steps", config.profile.num_steps > 0, "a positive number")
 

@@ -69,13 +69,14 @@ def batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def check_batch_size(mesh: Mesh, batch_size: int) -> None:
-    """ValueError unless the batch can be split evenly."""
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch_size % parts:
+def check_batch_size(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
+    """ValueError unless the batch, in `accumulate` parts, can be split evenly."""
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % (devices * accumulate):
+        times = f" in accumulate = {accumulate} parts" if accumulate > 1 else ""
         raise ValueError(
-            f"data.batch_size = {batch_size} cannot be split over data x fsdp = {parts} devices: "
-            f"take a multiple of {parts}, or another config.mesh."
+            f"data.batch_size = {batch_size}{times} cannot be split over data x fsdp = {devices} "
+            f"devices: take a multiple of {devices * accumulate}, or another config.mesh."
         )
 
 

@@ -91,7 +91,7 @@ def _train(config: Config, workdir: Path, watchdog: Watchdog) -> int:
 
         # Mesh, model, data
         mesh = sharding.make_mesh(config.mesh)
-        sharding.check_batch_size(mesh, config.data.batch_size)
+        sharding.check_batch_size(mesh, config.data.batch_size, config.accumulate)
         model = build(config.model)
         data = open_data(config)
         stack.callback(data.batches.close)

@@ -4,10 +4,12 @@ All meet in each step, as in a collective. FAULT comes in process 1 at step 5: "
 "differs" (it starts with another configuration). Tests send signals for the others.
 """
 
+import os
 import sys
 import tempfile
 import time
 
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
 import tests.conftest  # noqa: F401, I001 - sets the environment before JAX is imported
 
 import jax

@@ -21,6 +21,8 @@ from seem_jax.losses import region_terms, total_loss, weighted
 from seem_jax.losses.text import normalise
 from seem_jax.models.seem import SEEM, mask_logits, remember, text_tokens
 from seem_jax.training import optimizer
+from seem_jax.training.accumulation import accumulated
+from seem_jax.training.rematerialisation import rematerialised
 from seem_jax.training.state import TrainState, abstract
 from seem_jax.types import (
     Array,
@@ -68,17 +70,25 @@ def make_train_step(
     tx = optimizer.make(config.optimizer, config.num_steps)
     rate = optimizer.schedule(config.optimizer, config.num_steps)
     shardings = jax.tree.map(lambda x: x.sharding, abstract(model, config, mesh))
+    learner = rematerialised(model, config.rematerialise)
 
     def step(state: TrainState, batch: Batch, names: Vocabulary):
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
-        def loss(trainable: dict):
+        def loss(trainable: dict, batch: Batch, key: Array):
             params = sharding.gather(
                 {**trainable, **state.frozen}, {**shardings.trainable, **shardings.frozen}
             )
-            return loss_and_metrics(model, config, mesh, params, batch, names, state.step, key)
+            return loss_and_metrics(learner, config, mesh, params, batch, names, state.step, key)
 
-        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.trainable)
+        (value, metrics), grads = accumulated(
+            jax.value_and_grad(loss, has_aux=True),
+            state.trainable,
+            batch,
+            key,
+            parts=config.accumulate,
+            mesh=mesh,
+        )
         # Left alone, XLA chooses other shardings for gradients than those of the parameters.
         grads = jax.lax.with_sharding_constraint(grads, shardings.trainable)
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
