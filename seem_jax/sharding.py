@@ -39,18 +39,24 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     the number of devices.
     """
     devices = jax.devices() if devices is None else devices
+    sizes = mesh_sizes(config, len(devices))
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def mesh_sizes(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
+    """The sizes of AXES on so many devices; see `make_mesh`."""
     sizes = [config.data, config.fsdp, config.tensor]
     known = int(np.prod([size for size in sizes if size != -1]))
     given = f"mesh (data, fsdp, tensor) = {tuple(sizes)}"
     if sizes.count(-1) > 1 or min(sizes) < -1 or 0 in sizes:
         raise ValueError(f"{given}: expected positive sizes, at most one of them -1.")
     if -1 in sizes:
-        sizes[sizes.index(-1)] = len(devices) // known
-    if int(np.prod(sizes)) != len(devices):
+        sizes[sizes.index(-1)] = num_devices // known
+    if int(np.prod(sizes)) != num_devices:
         raise ValueError(
-            f"{given} on {len(devices)} devices: expected sizes that multiply to {len(devices)}."
+            f"{given} on {num_devices} devices: expected sizes that multiply to {num_devices}."
         )
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return tuple(sizes)
 
 
 @contextmanager

@@ -43,6 +43,7 @@ from seem_jax.training import state as states
 from seem_jax.training.goodput import Clock
 from seem_jax.training.ledger import Ledger
 from seem_jax.training.loop import Loop
+from seem_jax.training.plan import plan
 from seem_jax.training.step import vocabulary
 from seem_jax.training.watchdog import Watchdog
 from seem_jax.training.writer import Writer
@@ -50,6 +51,12 @@ from seem_jax.training.writer import Writer
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, start the same command again
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; overrides config.workdir.")
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "Say what would run (mesh, memory, steps), and stop.")
+NUM_DEVICES = flags.DEFINE_integer("num_devices", 0, "Of a dry run; 0: those that are here.")
+DEVICE_KIND = flags.DEFINE_string(
+    "device_kind", "", 'Of a dry run, as "TPU v5e"; "": what is here.'
+)
+STEP_SECONDS = flags.DEFINE_float("step_seconds", 0.0, "Measured time of a step, for a dry run.")
 
 
 @dataclasses.dataclass
@@ -298,6 +305,12 @@ def main(argv: list[str]) -> int:
     join_processes()
     if WORKDIR.value:
         config.workdir = WORKDIR.value
+    if DRY_RUN.value:
+        config_lib.validate(config)
+        count = NUM_DEVICES.value or jax.device_count()
+        kind = DEVICE_KIND.value or jax.devices()[0].device_kind
+        _say("\n".join(plan(config, count, kind, STEP_SECONDS.value)))
+        return 0
     return train(config)
 
 

@@ -45,17 +45,20 @@ ROW_SECONDS = 10.0
 
 
 class Clock:
-    """Adds up the seconds of the main thread by kind. Process 0 writes them."""
+    """Adds up the seconds of the main thread by kind, from `began` on. Process 0 writes them.
 
-    def __init__(self, workdir: str | Path):
+    began is a Unix time; None takes the beginning of this process.
+    """
+
+    def __init__(self, workdir: str | Path, began: float | None = None):
         self._path = Path(workdir) / FILE if processes.number() == 0 else None
         if self._path is not None and self._path.is_file():
             _end_last_line(self._path)
         self._kind = "start"
         self._seconds = dict.fromkeys(KINDS, 0.0)
-        # Since the process began; from here on the monotonic clock decides.
-        self._offset = time.time() - time.monotonic()
-        self._since = self._row_from = psutil.Process().create_time() - self._offset
+        self._offset = time.time() - time.monotonic()  # from here on the monotonic clock decides
+        began = psutil.Process().create_time() if began is None else began
+        self._since = self._row_from = began - self._offset
 
     def goes_on(self, event: str, step: int) -> None:
         """Notes that the run continues from `step`: work beyond it, if any, is lost."""
