@@ -28,11 +28,12 @@ def sleeps_for_ever():
 
 def steps(watchdog, process, fault):
     for step in range(10_000):
-        watchdog.beat(f"step {step}")
+        watchdog.beat(f"data of step {step}")
         if step == 5 and process == 1 and fault == "sleep":
             sleeps_for_ever()
         if step == 5 and process == 1 and fault == "error":
             raise ValueError("record 17 is bad")
+        watchdog.beat(f"step {step}")
         processes.meet(f"step {step}", 600)
         print(f"step {step}", flush=True)
         time.sleep(0.05)

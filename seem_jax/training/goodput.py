@@ -61,9 +61,10 @@ class Clock:
         self._since = self._row_from = began - self._offset
 
     def goes_on(self, event: str, step: int) -> None:
-        """Notes that the run continues from `step`: work beyond it, if any, is lost."""
-        if event != "start":
-            self.row(step)
+        """Notes that the run continues from `step`: lines of work beyond it, if any, are lost.
+
+        A roll back writes the line of that work, by `row`, before it calls this.
+        """
         self._write({"event": event, "step": step, "time": self._row_from + self._offset})
 
     @contextlib.contextmanager

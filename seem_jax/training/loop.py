@@ -164,6 +164,7 @@ class Loop:
                 like.trainable, like.opt_state, None, None
             )
             number = jax.device_put(np.int32(to), like.step.sharding)
+        self.clock.row(found.step)
         self.clock.goes_on("roll back", to)
         self.writer.cut(to)
         self.progress.restart()
