@@ -126,6 +126,10 @@ class Checkpoints:
             raise self._failure(step, error) from error
         self._saving = _Save(step, lambda: self._seal(step, prints))
 
+    def prepare(self, params: Any, opt_state: Any) -> None:
+        """Compiles what a save computes, so that the first one does not wait for it."""
+        manifest.fetch(manifest.fingerprints({"params": params, "opt_state": opt_state}))
+
     def save_frozen(self, frozen: Any) -> None:
         """Saves the parameters that never change, in place of those of an earlier start."""
         path = self.directory / "frozen"

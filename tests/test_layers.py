@@ -52,6 +52,7 @@ ANYTHING = {
     "predict",
     "benchmark",
     "benchmark_data",
+    "benchmark_checkpoint",
     "config_flag",
     "convert",
     "demo",

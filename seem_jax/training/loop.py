@@ -120,6 +120,7 @@ class Loop:
             with sharding.use(self.mesh):
                 placed = sharding.put_batch(batch, self.mesh)
                 compiled = step.lower(state, placed, self.names).compile()
+            self.checkpoints.prepare(state.trainable, state.opt_state)
         self.say(f"took {time.perf_counter() - begin:.0f} s")
         return compiled
 
