@@ -77,6 +77,7 @@ class Checkpoints:
         if self.latest is not None:
             _check_same_config(self._path(self.latest), config)
         self._saving: _Save | None = None
+        self._failed = False  # a save did
         if jax.process_index() == 0:
             for half in self.directory.glob("deleted-*"):  # a kill came in between
                 shutil.rmtree(half)
@@ -100,7 +101,16 @@ class Checkpoints:
             if error is None:
                 raise
             logging.exception("the last checkpoint was lost while the run was stopping")
-        self._manager.close()
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        """Orbax raises the error of a failed save once more here, after it was told as an OSError."""
+        try:
+            self._manager.close()
+        except Exception:
+            if not self._failed:
+                raise
 
     def save(self, step: int, params: Any, opt_state: Any, data: Any) -> None:
         """Starts saving; returns when the arrays were copied. `data` is the grain iterator, whose
@@ -236,6 +246,7 @@ class Checkpoints:
         return self.directory / "steps" / str(step)
 
     def _failure(self, step: int, error: Exception) -> OSError:
+        self._failed = True
         free = shutil.disk_usage(self.directory).free / 2**20
         reason = str(error).strip().splitlines()
         return OSError(

@@ -7,6 +7,7 @@ nobody.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from jax._src import distributed  # JAX has no public door to its coordination service
 
 PIECE = 1 << 20  # characters in one message; gRPC refuses those above 4 MB
+SHOWN = 20  # differences in a message
 _calls = itertools.count()  # names of meetings are never used twice, as the service asks
 
 
@@ -80,22 +82,23 @@ def from_first(what: str, text: str, seconds: float) -> str:
 
 def agree(what: str, facts: dict[str, object], seconds: float) -> None:
     """ValueError on all processes, with what differs, unless all have the same facts."""
-    mine = {name: json.loads(json.dumps(value)) for name, value in facts.items()}
-    everyone = [json.loads(text) for text in gather(what, json.dumps(mine), seconds)]
+    mine = json.dumps(facts, sort_keys=True)
+    digests = gather(what, hashlib.sha256(mine.encode()).hexdigest(), seconds)
+    if len(set(digests)) == 1:  # a pod of hundreds of hosts need not exchange everything
+        return
+    first, *others = (json.loads(text) for text in gather(what, mine, seconds))
     lines = [
         f"{name}: {first.get(name)!r} in process 0, {other.get(name)!r} in process {process}"
-        for first in everyone[:1]
-        for process, other in enumerate(everyone)
+        for process, other in enumerate(others, 1)
         for name in sorted({*first, *other})
         if first.get(name) != other.get(name)
     ]
-    if lines:
-        shown = lines[:20] + ([f"and {len(lines) - 20} more"] if len(lines) > 20 else [])
-        raise ValueError(
-            f"the processes of this run differ in their {what}:\n  "
-            + "\n  ".join(shown)
-            + "\nStart the same command with the same code and data on every host."
-        )
+    shown = lines[:SHOWN] + ([f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else [])
+    raise ValueError(
+        f"the processes of this run differ in their {what}:\n  "
+        + "\n  ".join(shown)
+        + "\nStart the same command with the same code and data on every host."
+    )
 
 
 def _late(what: str, key: str, seconds: float) -> TimeoutError:

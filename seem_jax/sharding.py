@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 from flax.core import meta
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from seem_jax.config import MeshConfig
 
@@ -60,9 +60,10 @@ def mesh_sizes(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
 
 
 @contextmanager
-def use(mesh: Mesh) -> Iterator[None]:
+def use(mesh: Mesh | AbstractMesh) -> Iterator[None]:
     """Inside, jitted functions are traced with this mesh and with RULES."""
-    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+    enter = jax.sharding.use_abstract_mesh if isinstance(mesh, AbstractMesh) else jax.set_mesh
+    with enter(mesh), nn.logical_axis_rules(RULES):
         yield
 
 

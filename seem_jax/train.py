@@ -89,6 +89,8 @@ def _train(config: Config, workdir: Path, watchdog: Watchdog) -> int:
     """The run, top to bottom."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(_only_one(workdir))
+        limit = config.faults.meet_seconds
+        processes.agree("configuration and code", agreement.facts(config), limit)
         clock = Clock(workdir)
         checkpoints = stack.enter_context(Checkpoints(workdir, config))
         if checkpoints.latest == config.num_steps and (workdir / "evaluation.json").is_file():
@@ -102,9 +104,7 @@ def _train(config: Config, workdir: Path, watchdog: Watchdog) -> int:
         model = build(config.model)
         data = open_data(config)
         stack.callback(data.batches.close)
-        processes.agree(
-            "start", agreement.facts(config, data.fingerprint), config.faults.meet_seconds
-        )
+        processes.agree("data", {"records and tokenizer": data.fingerprint}, limit)
         if jax.process_index() == 0:
             (workdir / "config.json").write_text(config_lib.to_json(config))
         devices = f"{mesh.size} {jax.devices()[0].device_kind} devices, mesh {dict(mesh.shape)}"

@@ -19,8 +19,8 @@ MAY_DIFFER = ("config.compile_cache",)  # a folder of the host
 SAMPLED = 16  # records of a split whose bytes are compared
 
 
-def facts(config: Config, data: str) -> dict[str, object]:
-    """Name -> value: every field of the configuration, code, data, versions and kind of device."""
+def facts(config: Config) -> dict[str, object]:
+    """Name -> value: every field of the configuration, code, versions and kind of device."""
     found = {
         f"config.{name}": value
         for name, value in _flat(dataclasses.asdict(config))
@@ -33,7 +33,6 @@ def facts(config: Config, data: str) -> dict[str, object]:
         | {
             "version of python": platform.python_version(),
             "code of seem_jax": code_fingerprint(),
-            "data": data,
             "kind of device": jax.local_devices()[0].device_kind,
         }
     )
