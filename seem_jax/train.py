@@ -116,7 +116,7 @@ def _train(config: Config, workdir: Path, watchdog: Watchdog) -> int:
         first_step = int(state.step)
         clock.goes_on("start", first_step)
         names = vocabulary(model, states.merge(state), config, data.class_ids, data.class_valid)
-        scoring = evaluator.Evaluator(model, config)
+        scoring = evaluator.Evaluator(model, config, watchdog.alive)
 
         # Loop
         stop = stack.enter_context(_stop_requested())

@@ -66,7 +66,7 @@ def a_disk_that_never_answers():
 
 
 class NoEvaluator:
-    def __init__(self, model, config):
+    def __init__(self, model, config, alive):
         pass
 
     def run(self, params, *, workdir):

@@ -49,7 +49,7 @@ class FakeBatches:
 
 
 class FakeEvaluator:
-    def __init__(self, model, config):
+    def __init__(self, model, config, alive):
         pass
 
     def run(self, params, *, workdir):

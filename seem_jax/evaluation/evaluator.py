@@ -13,7 +13,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,14 @@ def run(
 
 
 class Evaluator:
-    """The compiled programs of one model, so that evaluating again compiles nothing again."""
+    """The compiled programs of one model, so that evaluating again compiles nothing again.
 
-    def __init__(self, model, config: Config):
+    `alive` is called after every batch, for a watchdog.
+    """
+
+    def __init__(self, model, config: Config, alive: Callable[[], None] = lambda: None):
         self.config = config
+        self._alive = alive
         check(config)
         self._model, self._tasks = model, None
 
@@ -95,6 +99,7 @@ class Evaluator:
         for number, answers in enumerate(task.answers(params, open_units), 1):
             new = [a.result for a in answers if a.result["sample"] not in store.done]
             store.add(new)
+            self._alive()
             if jax.process_index() == 0 and time.perf_counter() - shown > PROGRESS_SECONDS:
                 shown = time.perf_counter()
                 print(f"  {task.name}: {number} of {len(open_units)} batches", flush=True)

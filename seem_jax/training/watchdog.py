@@ -83,6 +83,13 @@ class Watchdog:
         """Says that the main thread got further, and what it does next within stall_seconds."""
         self._note(doing, self.limits.stall_seconds)
 
+    def alive(self) -> None:
+        """Starts the limit of the running phase again. For loops whose turns differ between processes,
+        where `beat` would count differently."""
+        with self._lock:
+            count, doing, limit, _ = self._beat
+            self._beat = (count, doing, limit, self._clock)
+
     @contextlib.contextmanager
     def phase(self, doing: str) -> Iterator[None]:
         """What is done inside may take phase_seconds."""
