@@ -216,7 +216,9 @@ class FaultsConfig:
     not_finite: str = "abort"
     max_not_finite: int = 10  # skips in a row, or roll backs of one start, that are borne
     stall_seconds: float = 600.0  # without progress inside the training loop, then all exit
-    phase_seconds: float = 7200.0  # the same while starting, compiling, and for a batch of evaluation
+    phase_seconds: float = (
+        7200.0  # the same while starting, compiling, and for a batch of evaluation
+    )
     lost_seconds: float = 60.0  # without a word from another process, then all exit
     meet_seconds: float = 1800.0  # to wait for the other processes where all must come together
 

@@ -16,6 +16,7 @@ from jax._src import distributed  # JAX has no public door to its coordination s
 
 PIECE = 1 << 20  # characters in one message; gRPC refuses those above 4 MB
 SHOWN = 20  # differences in a message
+_read_by_all: list[str] = []  # folders of keys of this process in the last `gather`
 _calls = itertools.count()  # names of meetings are never used twice, as the service asks
 
 
@@ -65,6 +66,10 @@ def gather(what: str, text: str, seconds: float) -> list[str]:
         client().wait_at_barrier(key, int(seconds * 1000))
     except Exception as error:
         raise _late(what, key, seconds) from error
+    # All came here, so all have read what was gathered before this: it may go.
+    for old in _read_by_all:
+        client().key_value_delete(old)
+    _read_by_all[:] = [f"{key}/pieces/{number()}/"]
     limit = int(seconds * 1000)
     return [
         "".join(
