@@ -69,7 +69,7 @@ def gather(what: str, text: str, seconds: float) -> list[str]:
     # All came here, so all have read what was gathered before this: it may go.
     for old in _read_by_all:
         client().key_value_delete(old)
-    _read_by_all[:] = [f"{key}/pieces/{number()}/"]
+    _read_by_all[:] = [f"{key}/pieces/{number()}"]
     limit = int(seconds * 1000)
     return [
         "".join(

@@ -109,7 +109,7 @@ def test_processes_that_differ_are_refused_with_the_difference():
     assert codes == [1, 1], said
     for text in said:
         assert "rate: 0.1 in process 0, 1.1 in process 1" in text
-        assert "config.seed" not in text
+        assert "config.seed: " not in text
 
 
 ALONE = """

@@ -138,8 +138,9 @@ class Loop:
         with self.watchdog.phase(f"evaluating step {step}"), self.clock.spend("evaluation"):
             numbers = self.evaluate(state, Path(self.config.workdir) / "evaluations" / str(step))
             self.writer.scalars(step, {f"evaluation/{name}": n for name, n in numbers.items()})
-        self.started += time.perf_counter() - begin
-        self.progress.restart()
+        took = time.perf_counter() - begin
+        self.started += took
+        self.progress.leave_out(took)
 
     def _roll_back(self, found: NotFiniteError, state: states.TrainState) -> states.TrainState:
         """The state of the last checkpoint; the data stays behind the bad batch. NotFiniteError when there

@@ -42,6 +42,10 @@ class Progress:
         self._pending: list[tuple[int, np.ndarray, dict]] = []
         self._seen: list[dict[str, float]] = []
 
+    def leave_out(self, seconds: float) -> None:
+        """Takes time that was no training out of the rates."""
+        self._begin += seconds
+
     def add(self, step: int, sample_id: np.ndarray, metrics: dict) -> None:
         self._pending.append((step, sample_id, metrics))
 

@@ -162,12 +162,7 @@ class Watchdog:
 
     def _verdict(self) -> str | None:
         """What is wrong, or None."""
-        lost = [
-            said
-            for said, heard in self._peers.values()
-            if self._clock - heard > self.limits.lost_seconds
-        ]
-        if lost:
+        if lost := self._silent(self.limits.lost_seconds):
             return _lost(lost, self.limits.lost_seconds)
         if processes.several() and self._clock - self._answered > self.limits.lost_seconds:
             return (
@@ -178,10 +173,17 @@ class Watchdog:
             _, _, limit, when = self._beat
         if limit and self._clock - when > limit:
             self._write_stacks()
+            # One that is stuck still speaks: its other threads run. One that is silent is worse off.
+            if lost := self._silent(4 * self.interval):
+                return _lost(lost, 4 * self.interval)
             return _behind(
                 [self._own(stack=True), *(said for said, _ in self._peers.values())], limit
             )
         return None
+
+    def _silent(self, seconds: float) -> list[Said]:
+        """The last words of the others that were not heard of for so long."""
+        return [said for said, heard in self._peers.values() if self._clock - heard > seconds]
 
     def _talk(self) -> None:
         """The thread that tells the others and listens to them; it may hang where process 0 does."""
