@@ -1,5 +1,6 @@
 """A dry run says what would run: mesh, how arrays lie, memory, steps and time."""
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -23,28 +24,28 @@ def focalt(**mesh):
     return config
 
 
-def abstract(config, num_devices):
-    return states.abstract(build(config.model), config, plans.abstract_mesh(config, num_devices))
+@functools.cache
+def split_over_eight(frozen):
+    """The state of Focal-T as shapes, split over eight devices; the official recipe unless frozen is
+    given."""
+    config = focalt(data=1, fsdp=8)
+    config.optimizer.frozen = config.optimizer.frozen if frozen is None else frozen
+    return states.abstract(build(config.model), config, plans.abstract_mesh(config, 8))
 
 
-@pytest.mark.parametrize(
-    "frozen", [(), ("backbone", "pixel_decoder", "text")], ids=["all", "decoder"]
-)
+@pytest.mark.parametrize("frozen", [None, ()], ids=["the decoder learns", "all learns"])
 def test_under_fsdp_a_device_holds_at_most_a_sixth_of_the_replicated_state(frozen):
     """Focal-T on eight devices: parameters and optimizer of the whole state."""
-    sizes = []
-    for mesh in ({"data": 1, "fsdp": 8}, {"data": 8}):
-        config = focalt(**mesh)
-        config.optimizer.frozen = frozen
-        sizes.append(plans.bytes_per_device(abstract(config, 8)))
-    split, whole = sizes
-    assert split <= whole / 6
+    state = split_over_eight(frozen)
+    replicated = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    assert replicated > 900e6
+    assert plans.bytes_per_device(state) <= replicated / 6
 
 
 def test_a_dry_run_says_what_a_pod_would_do_without_one():
     lines = plans.plan(focalt(data=2, fsdp=8), 16, "TPU v5e")
     assert lines[0] == "focalt: 16 x TPU v5e, mesh {'data': 2, 'fsdp': 8, 'tensor': 1}"
-    assert lines[1] == "parameters: 37.38 M learn, 127.24 M are frozen"
+    assert lines[1] == "parameters: 39.81 M learn, 124.81 M are frozen"
     text = "\n".join(lines)
     assert "split over fsdp" in text
     assert "memory of a device: " in text
@@ -78,7 +79,7 @@ def test_the_plan_has_the_mesh_that_the_run_makes():
 
 def test_every_parameter_that_is_large_names_its_axes():
     """Encoders, pixel decoder, text encoder and decoder alike; what is not split is small."""
-    state = abstract(focalt(data=1, fsdp=8), 8)
+    state = split_over_eight(None)
     whole = {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf.size
         for path, leaf in jax.tree_util.tree_leaves_with_path(states.merge(state))

@@ -182,18 +182,25 @@ class Watchdog:
         return None
 
     def _silent(self, seconds: float) -> list[Said]:
-        """The last words of the others that were not heard of for so long."""
-        return [said for said, heard in self._peers.values() if self._clock - heard > seconds]
+        """The last words of the others that were not heard of for so long, if ever."""
+        missing = set(range(processes.total())) - {processes.number(), *self._peers}
+        never = [
+            (Said(k, "an unknown host", 0, 0, 0, "starting", 0.0), 0.0) for k in sorted(missing)
+        ]
+        return [
+            said for said, heard in (*self._peers.values(), *never) if self._clock - heard > seconds
+        ]
 
     def _talk(self) -> None:
         """The thread that tells the others and listens to them; it may hang where process 0 does."""
-        while not self._ended.wait(self.interval):
+        while not self._ended.is_set():
             try:
                 self._exchange()
             except Exception as error:  # the service is away; _judge decides when that is too long
                 if self._ended.is_set():
                     return
                 print(f"the coordination service does not answer: {error}", file=sys.stderr)
+            self._ended.wait(self.interval)
 
     def _exchange(self) -> None:
         self._tick += 1
