@@ -177,7 +177,7 @@ class Watchdog:
             if lost := self._silent(4 * self.interval):
                 return _lost(lost, 4 * self.interval)
             return _behind(
-                [self._own(stack=True), *(said for said, _ in self._peers.values())], limit
+                [self._own(stack=True), *(said for said, _ in list(self._peers.values()))], limit
             )
         return None
 
@@ -188,7 +188,9 @@ class Watchdog:
             (Said(k, "an unknown host", 0, 0, 0, "starting", 0.0), 0.0) for k in sorted(missing)
         ]
         return [
-            said for said, heard in (*self._peers.values(), *never) if self._clock - heard > seconds
+            said
+            for said, heard in [*list(self._peers.values()), *never]
+            if self._clock - heard > seconds
         ]
 
     def _talk(self) -> None:
