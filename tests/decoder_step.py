@@ -1,7 +1,7 @@
 """python -m tests.decoder_step OUT DATA,FSDP,TENSOR PROCESS TOTAL PORT DEVICES
 
-One training step of configs/focalt.py with all widths (the decoder learns) on small images, on a mesh.
-Process 0 writes the metrics and all updated parameters to OUT (.npz).
+One training step of configs/focalt.py with its whole decoder, which learns, on small images on a mesh. The
+encoders, which are frozen, are small. Process 0 writes the metrics and all updated parameters to OUT (.npz).
 """
 
 import os
@@ -32,6 +32,9 @@ def main(out, sizes, process, total, port):
     config.data.max_objects, config.data.max_prompts, config.data.max_points = 6, 3, 24
     config.data.max_phrases, config.data.max_phrase_tokens = 3, 10
     config.loss.num_points = 256
+    config.model.backbone.width, config.model.backbone.depths = 32, (1, 1, 1, 1)
+    config.model.pixel_decoder.num_layers = 1
+    config.model.text.num_layers, config.model.text.width, config.model.text.vocab_size = 1, 64, 64
     config.mesh = MeshConfig(*sizes)
     mesh = sharding.make_mesh(config.mesh)
     model = build(config.model)

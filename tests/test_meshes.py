@@ -50,7 +50,7 @@ def test_the_full_decoder_step_agrees_with_one_device(alone, tmp_path, sizes, to
     assert got["metrics loss"] == pytest.approx(alone["metrics loss"], rel=1e-5)
     assert alone["metrics finite"] == got["metrics finite"] == 1
     names = [name for name in alone if not name.startswith("metrics ")]
-    assert sum(alone[name].size for name in names) > 30e6
+    assert sum(alone[name].size for name in names) > 35e6
     gap = np.sqrt(sum(np.sum((got[name] - alone[name]).astype(np.float64) ** 2) for name in names))
     size = np.sqrt(sum(np.sum(alone[name].astype(np.float64) ** 2) for name in names))
     print(f"{sizes} x {total}: loss {got['metrics loss']}, parameters differ by {gap / size:.2e}")
