@@ -79,6 +79,7 @@ def test_twenty_kills_five_of_them_inside_a_save_change_no_bit(tmp_path, unbroke
         assert child.poll() is None, said
         if number % 3 == 0:  # 7 of them
             while not saving(tmp_path):
+                assert child.poll() is None
                 time.sleep(0.001)
             time.sleep(rng.uniform(0, 0.02))
         else:
