@@ -14,9 +14,7 @@ outside this file knows Orbax.
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -30,35 +28,16 @@ from absl import logging
 
 from seem_jax import config as config_lib
 from seem_jax import manifest, processes
+from seem_jax.checkpoint_folder import (
+    check_same_config,
+    delete,
+    move_aside,
+    newest_good_step,
+    saved_config,
+    steps,
+)
 from seem_jax.config import Config
 from seem_jax.manifest import problem
-
-# A run may continue with other values of these; all other fields must agree.
-MAY_DIFFER = (
-    "workdir",
-    "compile_cache",
-    "log_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "start_from",
-    "may_be_fresh",
-    "data.max_bad_records",
-    "mesh.",
-    "evaluation.",
-    "faults.",
-    "profile.",
-    "rematerialise",
-    "useful_gflop_per_image",
-    "data.panoptic_eval",
-    "data.referring_eval",
-    "data.referring_unseen_eval",
-    "data.interactive_eval",
-    "data.num_threads",
-    "data.num_workers",
-    "data.prefetch",
-    "model.attention",
-)
-
 
 READ_SECONDS = 600.0  # to wait for other processes where nothing but parameters is read
 
@@ -73,9 +52,9 @@ class Checkpoints:
     def __init__(self, workdir: str | Path, config: Config):
         self.directory = Path(workdir).absolute() / "checkpoints"
         self.config = config
-        self.latest = _newest_good_step(self.directory, config.faults.meet_seconds)
+        self.latest = newest_good_step(self.directory, config.faults.meet_seconds, move=True)
         if self.latest is not None:
-            _check_same_config(self._path(self.latest), config)
+            check_same_config(self._path(self.latest), config)
         self._saving: _Save | None = None
         self._failed = False  # a save did
         if jax.process_index() == 0:
@@ -179,8 +158,8 @@ class Checkpoints:
         leaves = manifest.fetch(prints)
         if jax.process_index() == 0:
             manifest.write(self._path(step), leaves)
-            for old in _steps(self.directory)[self.config.keep_checkpoints :]:
-                _delete(self._path(old), self.directory / f"deleted-{old}")
+            for old in steps(self.directory)[self.config.keep_checkpoints :]:
+                delete(self._path(old), self.directory / f"deleted-{old}")
 
     def restore(self, params: Any, opt_state: Any, frozen: Any, data: Any) -> tuple[Any, Any, Any]:
         """(params, opt_state, frozen) of step `latest`, and `data` (None: not) set to where it was.
@@ -234,9 +213,9 @@ class Checkpoints:
         """Moves a damaged step away, and takes the newest good one before it as `latest`."""
         limit = self.config.faults.meet_seconds
         if jax.process_index() == 0:
-            _move_aside(self.directory, step)
+            move_aside(self.directory, step)
         processes.meet("a damaged step was moved", limit)
-        self.latest = _newest_good_step(self.directory, limit)
+        self.latest = newest_good_step(self.directory, limit, move=True)
 
     def should_stop(self, step: int) -> bool:
         """True on all hosts at the same step after one of them was told to stop (with several)."""
@@ -263,7 +242,7 @@ class Checkpoints:
         old ones are there already.
         """
         size, free = _bytes((params, opt_state)), shutil.disk_usage(self.directory).free
-        missing = self.config.keep_checkpoints - len(_steps(self.directory))
+        missing = self.config.keep_checkpoints - len(steps(self.directory))
         copies = 1 + (missing > 0)
         if free < copies * size:
             raise OSError(
@@ -315,7 +294,7 @@ def restore_params(workdir: str | Path, step: int | None = None) -> tuple[dict, 
     Arrays are placed on the first device of this process. ValueError where there is no checkpoint.
     """
     directory = Path(workdir).absolute() / "checkpoints"
-    step = _newest_good_step(directory, READ_SECONDS) if step is None else step
+    step = newest_good_step(directory, READ_SECONDS, move=False) if step is None else step
     path = directory / "steps" / str(step)
     if step is None or not path.is_dir():
         raise ValueError(
@@ -347,76 +326,12 @@ def _meta(step: int, config: Config) -> dict:
     }
 
 
-def saved_config(path: Path) -> Config:
-    """The configuration inside the folder of one checkpoint."""
-    meta = json.loads((path / "meta" / "metadata").read_text())
-    try:
-        return config_lib.from_json(json.dumps(meta["config"]))
-    except ValueError as error:
-        raise ValueError(f"the configuration in {path / 'meta'} cannot be read: {error}") from error
-
-
-def differences(saved: Config, given: Config) -> list[str]:
-    """One line per field that differs and that a run cannot change on the way."""
-    old, new = _flat(dataclasses.asdict(saved)), _flat(dataclasses.asdict(given))
-    return [
-        f"config.{name}: checkpoint {old.get(name)!r}, now {new.get(name)!r}"
-        for name in sorted(set(old) | set(new))
-        if old.get(name) != new.get(name) and not name.startswith(MAY_DIFFER)
-    ]
-
-
-def _newest_good_step(directory: Path, seconds: float) -> int | None:
-    """Looks from the newest step back; moves damaged ones aside. All processes get one answer, within
-    `seconds`."""
-    step = None
-    if jax.process_index() == 0:
-        for step in _steps(directory):
-            reason = problem(directory / "steps" / str(step))
-            if reason is None:
-                break
-            _move_aside(directory, step)
-            logging.warning("%s. Falling back to the checkpoint before it.", reason)
-        else:
-            step = None
-    return json.loads(processes.from_first("newest step", json.dumps(step), seconds))
-
-
-def _steps(directory: Path) -> list[int]:
-    steps = directory / "steps"
-    names = [path.name for path in steps.iterdir()] if steps.is_dir() else []
-    return sorted((int(name) for name in names if name.isdigit()), reverse=True)
-
-
-def _move_aside(directory: Path, step: int) -> None:
-    target = directory / "damaged" / str(step)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(directory / "steps" / str(step), target)
-
-
-def _delete(path: Path, going: Path) -> None:
-    """Renames before it deletes, so that a kill in between leaves no half of a step behind."""
-    os.replace(path, going)
-    shutil.rmtree(going)
-
-
 def _bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _on_device(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.device_put(x, jax.local_devices()[0]), tree)
-
-
-def _check_same_config(path: Path, config: Config) -> None:
-    lines = differences(saved_config(path), config)
-    if lines:
-        raise ValueError(
-            f"{path} is a checkpoint of another configuration:\n  "
-            + "\n  ".join(lines)
-            + "\nGive the same values, or another --workdir to start a new run."
-        )
 
 
 def _restore_frozen(directory: Path, frozen: Any) -> Any:
@@ -442,13 +357,3 @@ def _restore_here(path: Path) -> dict:
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), tree
         )
         return checkpointer.restore(path, target)
-
-
-def _flat(tree: dict, prefix: str = "") -> dict[str, object]:
-    out = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            out |= _flat(value, f"{prefix}{name}.")
-        else:
-            out[prefix + name] = value
-    return out

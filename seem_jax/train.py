@@ -30,7 +30,8 @@ from jax.sharding import Mesh
 
 from seem_jax import config as config_lib
 from seem_jax import name_templates, processes, sharding
-from seem_jax.checkpoint import Checkpoints, differences, restore_params
+from seem_jax.checkpoint import Checkpoints, restore_params
+from seem_jax.checkpoint_folder import differences
 from seem_jax.config import Config
 from seem_jax.config_flag import CONFIG, join_processes
 from seem_jax.data import catalog, pipeline

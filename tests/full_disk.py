@@ -19,8 +19,8 @@ import tests.conftest  # noqa: F401, I001 - sets the environment before JAX is i
 import jax.numpy as jnp
 import numpy as np
 
-from seem_jax import checkpoint
 from seem_jax.checkpoint import Checkpoints
+from seem_jax.checkpoint_folder import newest_good_step
 from tests.fakes import tiny_config
 
 
@@ -79,7 +79,7 @@ def main(folder, limits):
             resource.setrlimit(resource.RLIMIT_FSIZE, (int(float(share) * largest), before[1]))
             where, text = attempt(folder, 2 + number)
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        newest = checkpoint._newest_good_step(folder / "checkpoints", 1)
+        newest = newest_good_step(folder / "checkpoints", 1, move=True)
         print("tried", json.dumps({"limit": limit, "where": where, "text": text, "newest": newest}))
 
 

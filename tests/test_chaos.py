@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from seem_jax import manifest, sharding
-from seem_jax.checkpoint import Checkpoints, problem
+from seem_jax.checkpoint import Checkpoints
 from seem_jax.config import MeshConfig
 from seem_jax.data import pipeline
 from seem_jax.models.seem import build
@@ -42,7 +42,7 @@ QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes
 
 def leaves(workdir, step):
     folder = workdir / "checkpoints" / "steps" / str(step)
-    assert problem(folder) is None
+    assert manifest.problem(folder) is None
     return manifest.leaves(folder)
 
 

@@ -15,6 +15,7 @@ from absl import logging
 from jax.sharding import NamedSharding, PartitionSpec
 
 from seem_jax import checkpoint, manifest, sharding
+from seem_jax.checkpoint_folder import differences
 from seem_jax.config import MeshConfig
 from tests.fakes import tiny_config
 
@@ -81,6 +82,17 @@ def test_restores_onto_another_mesh(saved):
     np.testing.assert_array_equal(kernel, trees(4)[0]["decoder"]["kernel"])
 
 
+def test_a_reader_leaves_a_step_alone_that_is_not_sealed_yet(saved):
+    """Its run may be about to: an evaluation beside it takes the step before."""
+    folder = saved / "checkpoints" / "steps" / "4"
+    (folder / "manifest.json").rename(saved / "later")
+    params, _ = checkpoint.restore_params(saved)
+    assert float(params["decoder"]["kernel"][0, 0]) == 2.0
+    (saved / "later").rename(folder / "manifest.json")
+    params, _ = checkpoint.restore_params(saved)
+    assert float(params["decoder"]["kernel"][0, 0]) == 4.0
+
+
 def test_parameters_alone_come_with_the_frozen_ones_and_the_configuration(saved):
     params, config = checkpoint.restore_params(saved)
     assert set(params) == {"decoder", "text"}
@@ -132,15 +144,15 @@ def damaged_in_every_file(folder, flips, cuts, seed=0):
 )
 def test_no_damage_of_any_file_is_silent(saved, flips, cuts):
     folder = saved / "checkpoints" / "steps" / "4"
-    assert checkpoint.problem(folder) is None
+    assert manifest.problem(folder) is None
     count = 0
     for file, harm, where in damaged_in_every_file(folder, flips, cuts):
-        reason = checkpoint.problem(folder)
+        reason = manifest.problem(folder)
         assert reason is not None, (file, harm, where)
         assert file.name in reason
         count += 1
     assert count > flips
-    assert checkpoint.problem(folder) is None
+    assert manifest.problem(folder) is None
 
 
 def test_falling_back_is_said(saved, caplog):
@@ -158,7 +170,7 @@ def test_an_array_that_differs_though_all_files_agree_is_not_taken(saved, caplog
     leaves = manifest.leaves(folder)
     leaves["opt_state/mu/decoder/kernel"] = "00000000deadbeef"
     manifest.write(folder, leaves)
-    assert checkpoint.problem(folder) is None
+    assert manifest.problem(folder) is None
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     data = batches()
     with checkpoint.Checkpoints(saved, tiny_config()) as checkpoints:
@@ -224,7 +236,7 @@ def test_damaged_steps_are_never_taken(saved, harm):
         (folder / "params" / "more").write_text("?")
     else:
         (folder / "manifest.json").unlink()
-    assert checkpoint.problem(folder) is not None
+    assert manifest.problem(folder) is not None
     with checkpoint.Checkpoints(saved, tiny_config()) as checkpoints:
         assert checkpoints.latest == 2
 
@@ -253,7 +265,7 @@ def test_another_configuration_is_refused_with_the_fields_that_differ(saved):
 def test_logging_and_mesh_may_change_during_a_run():
     config = tiny_config()
     config.log_every, config.mesh.fsdp, config.evaluation.max_images = 7, 2, 9
-    assert checkpoint.differences(tiny_config(), config) == []
+    assert differences(tiny_config(), config) == []
 
 
 def test_a_full_disk_is_a_clear_error_and_the_last_checkpoint_stays(saved, monkeypatch):
@@ -264,7 +276,7 @@ def test_a_full_disk_is_a_clear_error_and_the_last_checkpoint_stays(saved, monke
         with pytest.raises(OSError, match=r"step 6 could not be written.*last good one is step 4"):
             checkpoints.save(6, params, opt_state, batches())
     monkeypatch.undo()
-    assert checkpoint.problem(saved / "checkpoints" / "steps" / "4") is None
+    assert manifest.problem(saved / "checkpoints" / "steps" / "4") is None
 
 
 def test_a_run_does_not_begin_where_its_checkpoints_will_not_fit(saved, tmp_path, monkeypatch):

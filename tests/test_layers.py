@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "sharding": BASE,
     "processes": BASE,
     "manifest": set(),
-    "checkpoint": {"manifest", "processes", *BASE},
+    "checkpoint_folder": {"manifest", "processes", *BASE},
+    "checkpoint": {"checkpoint_folder", "manifest", "processes", *BASE},
     "training": {
         "models",
         "losses",
