@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# restart.sh COMMAND...: runs a command again for as long as it ends with 75 (told to stop, saved) or 76
-# (a process hung or was lost), at most MAX_RESTARTS (default 100) times. SIGTERM and SIGINT go on to
-# the command, and end this script with it. Use it where no scheduler restarts jobs.
+# restart.sh COMMAND...: runs a command again for as long as it ends with 75 (told to stop, saved), 76 (a
+# process hung or was lost) or above 128 (killed by a signal; JAX aborts so when the process with its
+# coordination service is gone), at most MAX_RESTARTS (default 100) times. SIGTERM and SIGINT go on to the
+# command, and end this script with it. Use it where no scheduler restarts jobs.
 set -u
 
 if [ $# -eq 0 ]; then
@@ -29,7 +30,7 @@ while :; do
     wait "$child"
     code=$?
   done
-  if [ -n "$stopping" ] || { [ "$code" -ne 75 ] && [ "$code" -ne 76 ]; }; then
+  if [ -n "$stopping" ] || { [ "$code" -ne 75 ] && [ "$code" -ne 76 ] && [ "$code" -le 128 ]; }; then
     exit "$code"
   fi
   if [ "$left" -le 0 ]; then

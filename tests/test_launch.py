@@ -183,7 +183,13 @@ def restart(tmp_path, codes, **environment):
 
 @pytest.mark.parametrize(
     ("codes", "want"),
-    [("0", (0, 1)), ("75 76 75 0", (0, 4)), ("76 1", (1, 2)), ("2 0", (2, 1))],
+    [
+        ("0", (0, 1)),
+        ("75 76 75 0", (0, 4)),
+        ("76 1", (1, 2)),
+        ("2 0", (2, 1)),
+        ("134 137 0", (0, 3)),
+    ],
 )
 def test_restart_goes_on_while_the_code_says_so(tmp_path, codes, want):
     assert restart(tmp_path, codes) == want
