@@ -68,15 +68,15 @@ class Watchdog:
         self._ended = threading.Event()
 
     def __enter__(self) -> Watchdog:
-        threads = [threading.Thread(target=self._judge, name="watchdog", daemon=True)]
+        self._judging = threading.Thread(target=self._judge, name="watchdog", daemon=True)
+        self._judging.start()
         if processes.several():
-            threads.append(threading.Thread(target=self._talk, name="watchdog-talk", daemon=True))
-        for thread in threads:
-            thread.start()
+            threading.Thread(target=self._talk, name="watchdog-talk", daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._ended.set()
+        self._judging.join()  # it sets the timer that is taken off here
         faulthandler.cancel_dump_traceback_later()
 
     def beat(self, doing: str) -> None:
