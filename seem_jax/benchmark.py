@@ -8,6 +8,7 @@ are counted by themselves and taken `ROUNDS` times, the mean of 0 to max_rounds 
 
 Suite `data` measures how fast records become training examples; see benchmark_data.py. Suite
 `interactive` compares the interactive evaluation with a loop at batch 1; see benchmark_interactive.py.
+Suite `checkpoint` measures what saving costs; see benchmark_checkpoint.py.
 """
 
 from __future__ import annotations
@@ -27,7 +28,13 @@ import numpy as np
 from absl import app, flags
 from jax.sharding import Mesh
 
-from seem_jax import benchmark_data, benchmark_interactive, interaction, sharding
+from seem_jax import (
+    benchmark_checkpoint,
+    benchmark_data,
+    benchmark_interactive,
+    interaction,
+    sharding,
+)
 from seem_jax import config as config_lib
 from seem_jax.config import Config, DataConfig
 from seem_jax.config_flag import CONFIG
@@ -37,7 +44,7 @@ from seem_jax.training.step import Vocabulary, make_train_step
 from seem_jax.types import Batch, MaskRefs, Memory, Objects, Phrases, VisualPrompts
 
 SUITE = flags.DEFINE_list(
-    "suite", ["operations"], "What to measure: operations, data, interactive."
+    "suite", ["operations"], "What to measure: operations, data, interactive, checkpoint."
 )
 JSON = flags.DEFINE_string("json", None, "File to write the figures to.")
 
@@ -271,6 +278,7 @@ SUITES = {
     "operations": operations,
     "data": benchmark_data.run,
     "interactive": benchmark_interactive.run,
+    "checkpoint": benchmark_checkpoint.run,
 }
 
 

@@ -218,6 +218,31 @@ class MeshConfig:
 
 
 @dataclasses.dataclass
+class FaultsConfig:
+    """What a run does when something goes wrong. Seconds; 0 turns a limit of progress off."""
+
+    # A step whose loss, gradient or update is NaN or infinite is never applied. Then: "abort" ends the
+    # run; "skip" goes on with the next batch; "roll_back" goes on from the last checkpoint, with
+    # the batches after the bad one.
+    not_finite: str = "abort"
+    max_not_finite: int = 10  # skips in a row, or roll backs of one start, that are borne
+    stall_seconds: float = 600.0  # without progress inside the training loop, then all exit
+    phase_seconds: float = (
+        7200.0  # the same while starting, compiling, and for a batch of evaluation
+    )
+    lost_seconds: float = 60.0  # without a word from another process, then all exit
+    meet_seconds: float = 1800.0  # to wait for the other processes where all must come together
+
+
+@dataclasses.dataclass
+class ProfileConfig:
+    """Steps whose profiler trace goes to WORKDIR/profile; for TensorBoard, XProf or Perfetto."""
+
+    first_step: int = 0  # 0: none
+    num_steps: int = 3
+
+
+@dataclasses.dataclass
 class EvaluationConfig:
     every: int = 0  # steps; 0: only at the end
     batch_size: int = 8
@@ -265,6 +290,8 @@ class Config:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    faults: FaultsConfig = dataclasses.field(default_factory=FaultsConfig)
+    profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig)
     num_steps: int = 100_000
     encoder_steps: int = 0  # first of these, in which the encoders alone learn (loss.region_*)
     # Weights to start from: a work folder (of training or seem_jax.convert) or one of its steps. ""
@@ -272,7 +299,12 @@ class Config:
     start_from: str = ""
     may_be_fresh: tuple[str, ...] = ()  # paths of parameters that start_from may lack, as "decoder"
     max_rounds: int = 5  # simulated interactive rounds without gradient: 0 to this, uniform
+    accumulate: int = 1  # parts of a batch, one after the other, whose gradients are averaged
+    # What the backward pass computes again to save memory: "" nothing, "products" all but products
+    # with weights, "parts" everything inside the encoders and the decoder.
+    rematerialise: str = ""
     seed: int = 0
+    useful_gflop_per_image: float = 0.0  # training/utilisation.py; 0: no utilisation is reported
     log_every: int = 50  # steps
     checkpoint_every: int = 1000  # steps
     keep_checkpoints: int = 3
@@ -389,6 +421,23 @@ def _validate_training(config: Config) -> None:
     _need(config, "max_rounds", config.max_rounds >= 0, "0 or more")
     fits = not config.may_be_fresh or bool(config.start_from)
     _need(config, "may_be_fresh", fits, "none, since config.start_from is empty")
+    _validate_faults(config)
+
+
+def _validate_faults(config: Config) -> None:
+    _one_of(config, "faults.not_finite", ("abort", "skip", "roll_back"))
+    _need(config, "faults.max_not_finite", config.faults.max_not_finite >= 0, "0 or more")
+    for field in ("stall_seconds", "phase_seconds"):
+        _need(config, f"faults.{field}", getattr(config.faults, field) >= 0, "0 or more seconds")
+    for field in ("lost_seconds", "meet_seconds"):
+        _need(config, f"faults.{field}", getattr(config.faults, field) > 0, "seconds above 0")
+    _need(config, "profile.first_step", config.profile.first_step >= 0, "0 (none) or a step")
+    fits = config.accumulate > 0 and config.data.batch_size % config.accumulate == 0
+    batch = config.data.batch_size
+    _need(config, "accumulate", fits, f"a divisor of data.batch_size = {batch}")
+    _one_of(config, "rematerialise", ("", "products", "parts"))
+    _need(config, "useful_gflop_per_image", config.useful_gflop_per_image >= 0, "0 or more")
+    _need(config, "profile.num_steps", config.profile.num_steps > 0, "a positive number")
 
 
 def _validate_evaluation(config: Config) -> None:

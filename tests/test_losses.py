@@ -253,8 +253,10 @@ def region_mean(features, batch, b, segment):
 
 def test_region_losses_ask_the_heads_about_mean_features_of_segments_and_prompts(case):
     _, visual, features, batch, table, phrases, _ = case
+
     def heads(slots):
         return (2 * slots, -slots)  # mask embedding, class embedding
+
     rng = np.random.default_rng(5)
     shape = (3, *visual.prompt.shape, WIDTH)
     visual = visual.replace(levels=tuple(jnp.asarray(rng.standard_normal(shape), jnp.float32)))

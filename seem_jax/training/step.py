@@ -22,6 +22,8 @@ from seem_jax.losses.regions import region_terms
 from seem_jax.losses.text import normalise
 from seem_jax.models.seem import SEEM, mask_logits, remember, text_tokens
 from seem_jax.training import optimizer
+from seem_jax.training.accumulation import accumulated
+from seem_jax.training.rematerialisation import rematerialised
 from seem_jax.training.state import TrainState, abstract
 from seem_jax.types import (
     Array,
@@ -62,39 +64,52 @@ def make_train_step(
     """step(state, batch, vocabulary) -> (state, metrics), jitted; the state given is used up.
 
     Lower or call it inside `sharding.use(mesh)`. metrics are float32 scalars: "loss", one per loss
-    term, "grad_norm", "learning_rate", "num_rounds", counts. A step whose loss or gradient is not
-    finite changes nothing, not even the step number, and has metrics["finite"] == 0.
+    term, "grad_norm", "update_norm", "learning_rate", "num_rounds", counts. A step whose loss, gradient
+    or update is not finite changes nothing but the step number, so the next one draws other random
+    numbers, and has metrics["finite"] == 0. The schedule counts the steps that changed something.
     """
     tx = optimizer.make(config.optimizer, config.num_steps)
     rate = optimizer.schedule(config.optimizer, config.num_steps)
     shardings = jax.tree.map(lambda x: x.sharding, abstract(model, config, mesh))
+    learner = rematerialised(model, config.rematerialise)
 
     def step(state: TrainState, batch: Batch, names: Vocabulary):
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
-        def loss(trainable: dict):
+        def loss(trainable: dict, batch: Batch, key: Array):
             params = sharding.gather(
                 {**trainable, **state.frozen}, {**shardings.trainable, **shardings.frozen}
             )
-            return loss_and_metrics(model, config, mesh, params, batch, names, state.step, key)
+            return loss_and_metrics(learner, config, mesh, params, batch, names, state.step, key)
 
-        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.trainable)
+        (value, metrics), grads = accumulated(
+            jax.value_and_grad(loss, has_aux=True),
+            state.trainable,
+            batch,
+            key,
+            parts=config.accumulate,
+            mesh=mesh,
+        )
         # Left alone, XLA chooses other shardings for gradients than those of the parameters.
         grads = jax.lax.with_sharding_constraint(grads, shardings.trainable)
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
         norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(value) & jnp.isfinite(norm)
-        after = TrainState(
-            step=state.step + 1,
-            trainable=optax.apply_updates(state.trainable, updates),
-            frozen=state.frozen,
-            opt_state=opt_state,
+        change = optax.tree.norm(updates)  # not finite where moments of the optimizer are not
+        finite = jnp.isfinite(value) & jnp.isfinite(norm) & jnp.isfinite(change)
+        after = (optax.apply_updates(state.trainable, updates), opt_state)
+        before = (state.trainable, state.opt_state)
+        trainable, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), after, before
         )
-        after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
+        after = TrainState(
+            step=state.step + 1, trainable=trainable, frozen=state.frozen, opt_state=opt_state
+        )
+        applied = optax.tree.get_all_with_path(before[1], "count")[0][1]
         metrics |= {
             "loss": value,
             "grad_norm": norm,
-            "learning_rate": jnp.asarray(rate(state.step), jnp.float32),
+            "update_norm": change,
+            "learning_rate": jnp.asarray(rate(applied), jnp.float32),
             "finite": finite.astype(jnp.float32),
         }
         return after, metrics
