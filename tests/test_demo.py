@@ -65,7 +65,7 @@ def png_header(width: int, height: int) -> bytes:
 def test_a_hostile_picture_is_refused_with_its_reason_and_leaves_no_desk(studio, data, reason):
     with pytest.raises(ValueError, match=reason):
         studio.open(data)
-    assert len(studio) == 0
+    assert studio.desks == ()
 
 
 def test_a_photo_is_shown_upright(studio):
@@ -216,14 +216,14 @@ def test_users_do_not_meet_and_memory_returns(studio):
     assert two.marks == {}
     for desk in (one, two, alone, alone, None):
         studio.close(desk)
-    assert len(studio) == len(studio.pool) == studio.pool.nbytes == 0
+    assert len(studio.desks) == len(studio.pool) == studio.pool.nbytes == 0
 
 
 def test_the_desk_at_rest_the_longest_makes_room(studio):
     desks = [studio.open(png(picture(seed=seed))) for seed in range(3)]
     studio.draw(desks[0], mark("click", CENTRE))  # now the second rests the longest
     studio.open(png(picture(seed=3)))
-    assert len(studio) == len(studio.pool) == 3
+    assert len(studio.desks) == len(studio.pool) == 3
     studio.answer(desks[0])
     with pytest.raises(ValueError, match="put away"):
         studio.answer(desks[1])

@@ -96,20 +96,20 @@ def _picture_tab(studio: Studio) -> None:
             board = _board("Your picture appears here.")
             hint = gr.Markdown(HOW["click"])
             with gr.Row():
-                undo = gr.Button("Undo", elem_id="undo")
-                restart = gr.Button("Start over", elem_id="restart")
-                cut = gr.Button("Name everything", elem_id="cut")
+                undo = gr.Button("Undo", size="md", elem_id="undo")
+                restart = gr.Button("Start over", size="md", elem_id="restart")
+                cut = gr.Button("Name everything", size="md", elem_id="cut")
                 download = gr.DownloadButton(
-                    "Download results", interactive=False, elem_id="download"
+                    "Download", size="md", interactive=False, elem_id="download"
                 )
-            everything = gr.HTML(elem_id="everything")
-            inventory = gr.HTML(elem_id="inventory")
+            everything = gr.HTML(apply_default_css=False, elem_id="everything")
+            inventory = gr.HTML(apply_default_css=False, elem_id="inventory")
         with gr.Column(scale=3, min_width=320):
             file = gr.File(
                 label=f"Open a picture (to {limits.megabytes:g} MB, {limits.megapixels:g} megapixels)",
                 file_types=SUFFIXES,
                 type="filepath",
-                height=110,
+                height=150,
                 elem_id="open",
             )
             tool = gr.Radio(list(TOOLS), value=TOOLS[0], label="Tool", elem_id="tools")
@@ -122,7 +122,7 @@ def _picture_tab(studio: Studio) -> None:
                     elem_id="text",
                     scale=4,
                 )
-            answers = gr.HTML(elem_id="answers")
+            answers = gr.HTML(apply_default_css=False, elem_id="answers")
             things, stuff, top_k, threshold = _options(studio)
             sample, shown = _reference(studio, tool, negative)
     view = [state, board, answers, hint, download]
@@ -161,7 +161,7 @@ def _picture_tab(studio: Studio) -> None:
     def named(desk: Desk | None, things: str, stuff: str) -> tuple:
         studio.cut(desk, names(things), names(stuff))
         source = pictures.as_source(pictures.segments(desk))
-        shown = f'<img class="board" alt="segments" src="{source}">'
+        shown = f'<div class="frame"><img class="board" alt="segments" src="{source}"></div>'
         return desk, shown, pictures.inventory(desk), _parcel(studio, desk)
 
     fresh = [*view, file, text, everything, inventory]
@@ -200,7 +200,7 @@ def _reference(studio: Studio, tool: gr.Radio, negative: gr.Checkbox) -> tuple[g
             label="A picture that shows the object",
             file_types=SUFFIXES,
             type="filepath",
-            height=90,
+            height=130,
             elem_id="open-reference",
         )
         board = _board("Open a picture, then mark the object on it.", "reference-board")

@@ -116,8 +116,10 @@ class Studio:
         self._desks: dict[Desk, None] = {}  # the one used last at the end
         self._lock = threading.RLock()  # of the predictor, its pool and the desks
 
-    def __len__(self) -> int:
-        return len(self._desks)
+    @property
+    def desks(self) -> tuple[Desk, ...]:
+        """All desks with a picture, the one used last at the end."""
+        return tuple(self._desks)
 
     # Pictures
 
