@@ -3,7 +3,7 @@
 const MOST = 400;
 let corners = null, negative = false;
 const picture = () => element.querySelector("img.board");
-const tool = () => document.querySelector("#tools input:checked")?.value ?? "click";
+const tool = () => document.querySelector(`${props.tools} input:checked`)?.value ?? "click";
 const spot = (event) => {
   const box = picture().getBoundingClientRect();
   return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];

@@ -114,7 +114,7 @@ class Studio:
         self.predictor, self.limits = predictor, limits or Limits()
         self.pool = predictor.pool(time_to_live=2 * self.limits.seconds)
         self._desks: dict[Desk, None] = {}  # the one used last at the end
-        self._lock = threading.RLock()  # of the predictor, its pool and the desks
+        self.lock = threading.RLock()  # of the predictor, its pool and the desks
 
     @property
     def desks(self) -> tuple[Desk, ...]:
@@ -137,7 +137,7 @@ class Studio:
     def open(self, data: bytes) -> Desk:
         """A desk with this picture on it."""
         picture = self.read(data)
-        with self._lock:
+        with self.lock:
             while len(self._desks) >= self.limits.desks:
                 self.close(next(iter(self._desks)))
             desk = Desk(picture, self.pool.open(picture))
@@ -146,7 +146,7 @@ class Studio:
 
     def close(self, desk: Desk | None) -> None:
         """Clears a desk and frees its memory; one that is cleared already stays so."""
-        with self._lock:
+        with self.lock:
             if desk in self._desks:
                 del self._desks[desk]
                 self.pool.close(desk.session)
@@ -156,7 +156,7 @@ class Studio:
 
     def draw(self, desk: Desk | None, gesture: Mark) -> None:
         """Adds a mark."""
-        with self._lock:
+        with self.lock:
             desk = self._used(desk)
             asked, session = gesture.prompts(desk.picture.shape[:2]), desk.session
             if asked.points is not None:
@@ -171,7 +171,7 @@ class Studio:
 
     def say(self, desk: Desk | None, text: str) -> None:
         """Sets the phrase; a blank one takes it back."""
-        with self._lock:
+        with self.lock:
             desk, text = self._used(desk), text.strip()
             before = desk.phrase
             if before is not None:
@@ -187,7 +187,7 @@ class Studio:
 
     def show(self, desk: Desk | None, sample: Sample | None) -> None:
         """Sets the reference: the object marked on another picture."""
-        with self._lock:
+        with self.lock:
             desk = self._used(desk)
             reference = self.reference(sample)
             if desk.shown is not None:
@@ -198,12 +198,12 @@ class Studio:
         """What a sample shows, for use on other pictures and on video."""
         if sample is None or not sample.marks:
             raise ValueError("open a picture that shows the object, and mark it there first.")
-        with self._lock:
+        with self.lock:
             return self.predictor.reference([sample.picture], [joined(sample)])
 
     def undo(self, desk: Desk | None) -> None:
         """Takes back the last prompt, of whatever kind."""
-        with self._lock:
+        with self.lock:
             desk = self._used(desk)
             if not desk.session.actions:
                 raise ValueError("there is nothing to undo.")
@@ -211,7 +211,7 @@ class Studio:
 
     def restart(self, desk: Desk | None) -> None:
         """Takes back everything but the picture."""
-        with self._lock:
+        with self.lock:
             desk = self._used(desk)
             desk.session.reset()
             desk.marks.clear()
@@ -228,7 +228,7 @@ class Studio:
         threshold: float = 0.0,
     ) -> None:
         """Answers the prompts that stand; without any there is no answer."""
-        with self._lock:
+        with self.lock:
             desk = self._used(desk)
             desk.prediction = None
             if desk.session.actions:
@@ -238,7 +238,7 @@ class Studio:
 
     def cut(self, desk: Desk | None, things: Sequence[str] = (), stuff: Sequence[str] = ()) -> None:
         """Cuts the whole picture into named segments; without names, those of the training data."""
-        with self._lock:
+        with self.lock:
             desk = self._used(desk)
             self.predictor.set_image(desk.picture)
             try:

@@ -1,0 +1,127 @@
+"""The tab for video: objects marked on any frame, followed through the clip, results to take home."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+from collections.abc import Iterator
+from tempfile import TemporaryDirectory
+
+import gradio as gr
+
+from seem_jax.demo import pictures
+from seem_jax.demo.clips import MAX_OBJECTS, Clip, Order, follow, look_at, marks_at, open_clip, ordered
+from seem_jax.demo.studio import Sample, Studio, mark
+from seem_jax.demo.wiring import board, on, tools
+
+SUFFIXES = [".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif"]
+SHOWN_EVERY = 5  # frames, while the clip is being followed
+
+
+def video_tab(studio: Studio, reference: gr.State) -> None:
+    """Adds the tab; reference is the picture that shows an object, of the other tab."""
+    limits = studio.limits
+    state = gr.State(None, time_to_live=limits.seconds)
+    with gr.Row():
+        with gr.Column(scale=5, min_width=420):
+            shown = board("Your video appears here, frame by frame.", "clip-board", "clip-tools")
+            frame = gr.Slider(0, 1, 0, step=1, label="Frame", interactive=False, elem_id="frame")
+            status = gr.Markdown("Mark an object on any frame; it is followed from there on.")
+            result = gr.Video(label="Result", visible=False, elem_id="clip-result")
+            maps = gr.DownloadButton("Download masks (DAVIS)", visible=False, elem_id="clip-masks")
+        with gr.Column(scale=3, min_width=320):
+            file = gr.File(
+                label=f"Open a video (to {limits.video_megabytes:g} MB)",
+                file_types=SUFFIXES,
+                type="filepath",
+                height=150,
+                elem_id="open-clip",
+            )
+            number = gr.Slider(1, MAX_OBJECTS, 1, step=1, label="Object", elem_id="object")
+            tool = tools("clip-tools")
+            negative = gr.Checkbox(label="This is not what I mean (negative)")
+            text = gr.Textbox(
+                label="Text", placeholder="the red star; Enter adds it", max_length=300, elem_id="clip-text"
+            )
+            with gr.Row():
+                refer = gr.Button("As on the reference picture", size="md")
+                leave = gr.Button("It leaves here", size="md", elem_id="clip-leave")
+            with gr.Row():
+                undo = gr.Button("Undo", size="md", elem_id="clip-undo")
+                run = gr.Button("Follow", variant="primary", size="md", elem_id="clip-run")
+            orders = gr.HTML(apply_default_css=False, elem_id="clip-orders")
+    view = [state, shown, orders]
+
+    def opened(path: str | None) -> tuple:
+        if path is None:
+            raise ValueError("there is no file.")
+        clip = open_clip(studio, path)
+        said = f"{clip.count} frames, {clip.fps:.4g} a second."
+        said += " The video is longer; the rest is left out." if clip.cut else ""
+        slider = gr.Slider(maximum=max(clip.count - 1, 1), value=0, interactive=clip.count > 1)
+        return *_view(clip), slider, said, None, gr.Video(visible=False), gr.Button(visible=False)
+
+    def moved(clip: Clip | None, frame: int) -> tuple:
+        return _view(look_at(_there(clip), int(frame)))
+
+    def said(clip: Clip | None, number: int, **what) -> tuple:
+        clip = _there(clip)
+        return _view(ordered(clip, Order(clip.frame, int(number), **what)))
+
+    def gesture(
+        event: gr.EventData, clip: Clip | None, number: int, tool: str, negative: bool
+    ) -> tuple:
+        drawn = mark(tool, event.where, not (negative or event.negative))
+        return said(clip, number, gesture=drawn)
+
+    def written(clip: Clip | None, number: int, text: str) -> tuple:
+        return *said(clip, number, text=text.strip()), ""
+
+    def referred(clip: Clip | None, number: int, sample: Sample | None) -> tuple:
+        return said(clip, number, reference=studio.reference(sample))
+
+    def undone(clip: Clip | None) -> tuple:
+        clip = _there(clip)
+        if not clip.orders:
+            raise ValueError("there is nothing to undo.")
+        return _view(dataclasses.replace(clip, orders=clip.orders[:-1]))
+
+    def followed(clip: Clip | None) -> Iterator[tuple]:
+        clip = _there(clip)
+        folder = TemporaryDirectory(prefix="seem_jax_")
+        for found in follow(studio, clip, folder.name):
+            if found.index % SHOWN_EVERY == 0:
+                said = f"frame {found.index + 1} of {clip.count} ..."
+                yield pictures.as_source(found.picture), said, gr.skip(), gr.skip()
+        yield (
+            pictures.as_source(found.picture),
+            f"{clip.count} frames followed.",
+            gr.Video(f"{folder.name}/clip.mp4", visible=True),
+            gr.DownloadButton(value=f"{folder.name}/masks.zip", visible=True),
+        )
+        folder.cleanup()
+
+    on(file.upload, opened, [file], [*view, frame, status, file, result, maps])
+    on(frame.release, moved, [state, frame], view)
+    on(shown.gesture, gesture, [state, number, tool, negative], view)
+    on(text.submit, written, [state, number, text], [*view, text])
+    on(refer.click, referred, [state, number, reference], view)
+    on(leave.click, said, [state, number], view)
+    on(undo.click, undone, [state], view)
+    on(run.click, followed, [state], [shown, status, result, maps])
+
+
+def _there(clip: Clip | None) -> Clip:
+    if clip is None:
+        raise ValueError("open a video first.")
+    return clip
+
+
+def _view(clip: Clip) -> tuple:
+    """(state, frame with its marks, list of orders)."""
+    source = pictures.as_source(pictures.sample(Sample(clip.picture, marks_at(clip))))
+    rows = [
+        f"<tr><td>{order.frame}</td><td>{order.object_id}</td><td>{html.escape(order.said)}</td></tr>"
+        for order in clip.orders
+    ]
+    return clip, source, pictures.table(("frame", "object", "what"), rows) if rows else ""
