@@ -17,7 +17,8 @@ from seem_jax.data import transforms
 from seem_jax.predictor import Predictor, Prompts, Reference, everything, results
 from seem_jax.predictor.predictor import default_classes
 from seem_jax.predictor.programs import MAX_ANSWERS, MAX_POINTS
-from seem_jax.predictor.prompts import draw, fair_shares, thin
+from seem_jax.predictor.prompts import draw
+from seem_jax.predictor.thinning import fair_shares, thin
 from tests.predictor_support import CLASSES, picture, same, tiny_predictor
 
 compilations: list[str] = []
@@ -306,8 +307,7 @@ def test_panoptic_agrees_with_the_evaluation(predictor):
     predictor.set_image(image)
     answer = predictor.panoptic(threshold=0.0, overlap=0.1)
     objects = predictor.image.objects
-    table = predictor.texts.table(CLASSES)
-    probability = predictor._class_probability(objects.names, table)
+    probability = predictor.naming.probability(objects, CLASSES)
     plan = postprocess.plan_resize(
         np.array([[64, 64]]), [(64, 64)], (16, 16), (64, 64), antialias=False
     )
@@ -437,6 +437,7 @@ def test_a_checkpoint_becomes_a_predictor(predictor, tmp_path):
     assert restored.fingerprint() == predictor.fingerprint()
     assert restored.classes == ()
     restored.programs = predictor.programs  # compiled already; the parameters are its own
+    restored.decoding.programs = predictor.programs
     for each in (restored, predictor):
         each.set_image(picture())
     same(restored.predict(points=[[20, 20]]), predictor.predict(points=[[20, 20]]))

@@ -7,7 +7,8 @@
     answer    features, one row per question -> masks     every request
 
 A row holds every kind of prompt, padded: so each mix of prompts is the same program, save that rows
-without a phrase (or without a reference) leave out what only a phrase (or a reference) needs.
+without a phrase (or without a reference) leave out what only a phrase (or a reference) needs, and
+that few points are padded less than many: a click costs less than a painted region.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from seem_jax.models.seem import SEEM, mask_logits, text_tokens
 from seem_jax.types import Array, Features, Memory, VisualPrompts, VisualTokens
 
 MAX_POINTS = 512  # drawn on one image for one question (official: 512)
-MAX_REFERENCE_POINTS = 256  # of one reference
+POINTS = (64, MAX_POINTS)  # a question's points are padded to the smallest that holds them
+MAX_REFERENCE_POINTS = 512  # of one reference
 MAX_ANSWERS = 16  # different masks for one question
 SAME_MASK = 0.7  # IoU from which two slots say the same
 MASK_STRIDE = 4  # pixels of the model image to one of the mask logits
@@ -56,7 +58,7 @@ class ReferenceTokens:
 class Row:
     """One question about one image. Stacked to [n, ...] for `answer`."""
 
-    points: Array  # float32 [K, 2] in [0, 1)
+    points: Array  # float32 [K, 2] in [0, 1), K one of POINTS
     positive: Array  # bool [K]
     valid: Array  # bool [K]
     fitted: Array  # int32 [2], (height, width) of the image without padding, model pixels
