@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 
 from seem_jax.demo import __main__ as command
 from seem_jax.demo import draw, pictures
-from seem_jax.demo.studio import Limits, Sample, Studio, joined, mark, names
+from seem_jax.demo.studio import Limits, Sample, Studio, mark, names
 from tests.predictor_support import CLASSES, picture, same, tiny_predictor
 
 CENTRE = [[0.5, 0.5]]
@@ -197,7 +197,7 @@ def test_a_reference_comes_from_any_marks_of_another_picture(studio, predictor):
         studio.show(desk, Sample(shown, gestures[:count]))
     assert len(desk.session.actions) == 1
     studio.answer(desk)
-    reference = predictor.reference([shown], [joined(Sample(shown, gestures))])
+    reference = predictor.reference([shown], [Sample(shown, gestures).prompts()])
     predictor.set_image(desk.picture)
     same(desk.prediction, predictor.predict(reference=reference))
     predictor.reset_image()
@@ -278,7 +278,7 @@ def test_the_parcel_holds_masks_coco_and_panoptic(studio, predictor):
     studio.draw(desk, mark("click", CENTRE))
     studio.answer(desk, CLASSES, top_k=2)
     studio.cut(desk)
-    with zipfile.ZipFile(io.BytesIO(pictures.parcel(desk, predictor))) as archive:
+    with zipfile.ZipFile(io.BytesIO(pictures.parcel(desk))) as archive:
         content = json.loads(archive.read("object/annotations.json"))
         assert len(content["annotations"]) == len(desk.prediction)
         for index, entry in enumerate(content["annotations"]):

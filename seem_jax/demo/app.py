@@ -12,6 +12,7 @@ from PIL import Image
 
 from seem_jax.demo.picture_tab import picture_tab
 from seem_jax.demo.studio import Studio
+from seem_jax.demo.video_tab import video_tab
 from seem_jax.demo.wiring import HERE
 
 ADDRESS = "127.0.0.1"
@@ -37,7 +38,9 @@ def build(studio: Studio) -> gr.Blocks:
             "Any mix is one question; correct the answer with more of them."
         )
         with gr.Tab("Picture"):
-            picture_tab(studio)
+            reference = picture_tab(studio)
+        with gr.Tab("Video"):
+            video_tab(studio, reference)
     return page
 
 

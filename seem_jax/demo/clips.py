@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from seem_jax.demo.studio import Mark, Sample, Studio, joined
+from seem_jax.demo.studio import Mark, Sample, Studio
 from seem_jax.predictor import Reference
 from seem_jax.video import Frames, VideoPredictor, VideoWriter, read_frames, save_davis
 
@@ -58,7 +58,7 @@ class Clip:
     cut: bool  # whether there are more
     frame: int
     picture: np.ndarray  # uint8 [H, W, 3] of that frame
-    orders: tuple[Order, ...] = ()
+    orders: tuple[Order, ...] = ()  # as they came
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -107,14 +107,12 @@ def ordered(clip: Clip, order: Order) -> Clip:
         raise ValueError(f"object = {order.object_id}; expected a number from 1 to {MAX_OBJECTS}.")
     if order.gesture is not None:
         order.gesture.prompts(clip.picture.shape[:2])
-    before = [one for one in clip.orders if one.object_id == order.object_id]
-    earlier = [one for one in before if one.frame <= order.frame]
-    if order.leaves and (not earlier or earlier[-1].leaves):
+    own = [one for one in clip.orders if one.object_id == order.object_id]
+    if order.leaves and not any(one.frame < order.frame and not one.leaves for one in own):
         raise ValueError(f"object {order.object_id} is not there yet: mark it on an earlier frame.")
     if order.text is not None and not order.text.strip():
         raise ValueError("text is blank; write what the object is, as 'the red star'.")
-    orders = sorted([*clip.orders, order], key=lambda one: one.frame)  # in order of arrival else
-    return dataclasses.replace(clip, orders=tuple(orders))
+    return dataclasses.replace(clip, orders=(*clip.orders, order))
 
 
 def marks_at(clip: Clip) -> list[Mark]:
@@ -122,14 +120,14 @@ def marks_at(clip: Clip) -> list[Mark]:
     return [o.gesture for o in clip.orders if o.frame == clip.frame and o.gesture is not None]
 
 
-def follow(studio: Studio, clip: Clip, folder: Path) -> Iterator[Followed]:
+def follow(studio: Studio, clip: Clip, folder: str | Path) -> Iterator[Followed]:
     """Answers frame after frame and writes folder/clip.mp4 and folder/masks.zip (as DAVIS).
 
     Other users' rounds run in between. Both files are there when the last frame has come.
     """
     if not clip.orders:
         raise ValueError("mark an object on a frame first, or write what it is.")
-    tracker = VideoPredictor(studio.predictor)
+    folder, tracker = Path(folder), VideoPredictor(studio.predictor)
     maps = zipfile.ZipFile(folder / "masks.zip", "w", zipfile.ZIP_DEFLATED)
     with maps, VideoWriter(folder / "clip.mp4", clip.fps) as video, _opened(clip.path) as frames:
         for index, frame in enumerate(itertools.islice(frames, clip.count)):
@@ -151,7 +149,7 @@ def _obey(tracker: VideoPredictor, clip: Clip, index: int, frame: np.ndarray) ->
         own = [order for order in now if order.object_id == object_id]
         gestures = [order.gesture for order in own if order.gesture is not None]
         if gestures:
-            asked = joined(Sample(frame, gestures))
+            asked = Sample(frame, gestures).prompts()
             given = {name: value for name, value in vars(asked).items() if value is not None}
             tracker.add(object_id, **given)
         for order in own:

@@ -19,8 +19,8 @@ from seem_jax.demo.wiring import HOW, SUFFIXES, on, tools, uploaded
 from seem_jax.demo.wiring import board as a_board
 
 
-def picture_tab(studio: Studio) -> None:
-    """Adds the tab to the page that is being built."""
+def picture_tab(studio: Studio) -> gr.State:
+    """Adds the tab to the page that is being built; the reference picture, for the other tab."""
     limits = studio.limits
     # Time at rest counts from the last event that set the state: every event returns it.
     state = gr.State(None, time_to_live=limits.seconds, delete_callback=studio.close)
@@ -67,7 +67,7 @@ def picture_tab(studio: Studio) -> None:
     def opened(path: str | None, desk: Desk | None) -> tuple:
         fresh = studio.open(uploaded(path, limits.megabytes))
         studio.close(desk)
-        return fresh, *_view(studio, fresh, HOW["click"]), None, "", "", ""
+        return fresh, *_view(fresh, HOW["click"]), None, "", "", ""
 
     def gesture(
         event: gr.EventData, desk: Desk | None, tool: str, negative: bool, *options: Any
@@ -85,7 +85,7 @@ def picture_tab(studio: Studio) -> None:
 
     def restarted(desk: Desk | None) -> tuple:
         studio.restart(desk)
-        return desk, *_view(studio, desk, HOW["click"]), ""
+        return desk, *_view(desk, HOW["click"]), ""
 
     def found(desk: Desk | None, sample: Sample | None, *options: Any) -> tuple:
         studio.show(desk, sample)
@@ -95,7 +95,7 @@ def picture_tab(studio: Studio) -> None:
         studio.cut(desk, names(things), names(stuff))
         source = pictures.as_source(pictures.segments(desk))
         shown = f'<div class="frame"><img class="board" alt="segments" src="{source}"></div>'
-        return desk, shown, pictures.inventory(desk), _parcel(studio, desk)
+        return desk, shown, pictures.inventory(desk), _parcel(desk)
 
     fresh = [*view, file, text, everything, inventory]
     on(file.upload, opened, [file, state], fresh)
@@ -109,13 +109,14 @@ def picture_tab(studio: Studio) -> None:
         event = option.submit if isinstance(option, gr.Textbox) else option.release
         on(event, answered, [state, *options], view)
     on(tool.change, lambda tool: HOW[tool], [tool], [hint])
+    return sample
 
 
 def _options(studio: Studio) -> tuple[gr.Textbox, gr.Textbox, gr.Slider, gr.Slider]:
     """Vocabulary, number of answers, lowest score."""
     predictor = studio.predictor
-    things = predictor.classes[: predictor.num_things]
-    stuff = predictor.classes[predictor.num_things :]
+    things = predictor.classes[: predictor.naming.num_things]
+    stuff = predictor.classes[predictor.naming.num_things :]
     with gr.Accordion("Names and number of answers", open=False):
         return (
             gr.Textbox(", ".join(things), label="Names of things, with commas", elem_id="things"),
@@ -172,23 +173,23 @@ def _round(
         classes = [*names(things), *names(stuff)]
         studio.answer(desk, list(dict.fromkeys(classes)), top_k=int(top_k), threshold=threshold)
     except ValueError as error:
-        return _view(studio, desk, html.escape(str(error)))
+        return _view(desk, html.escape(str(error)))
     took = 1000 * (time.perf_counter() - start)
     count = len(desk.session.actions)
     said = f"{count} prompt{'s' if count != 1 else ''}, answered in {took:.0f} ms."
-    return _view(studio, desk, said if count else HOW["click"])
+    return _view(desk, said if count else HOW["click"])
 
 
-def _view(studio: Studio, desk: Desk, hint: str) -> tuple:
+def _view(desk: Desk, hint: str) -> tuple:
     """(picture, list of answers, hint, parcel) of a desk."""
     source = pictures.as_source(pictures.board(desk))
-    return source, pictures.answers(desk), hint, _parcel(studio, desk)
+    return source, pictures.answers(desk), hint, _parcel(desk)
 
 
-def _parcel(studio: Studio, desk: Desk) -> gr.DownloadButton:
+def _parcel(desk: Desk) -> gr.DownloadButton:
     """The download button, with a fresh parcel where there is something to take home."""
     if desk.prediction is None and desk.everything is None:
         return gr.DownloadButton(value=None, interactive=False)
     file = Path(desk.folder.name) / "masks.zip"  # Gradio takes a copy of its own
-    file.writeuploaded(pictures.parcel(desk, studio.predictor))
+    file.writeuploaded(pictures.parcel(desk))
     return gr.DownloadButton(value=str(file), interactive=True)

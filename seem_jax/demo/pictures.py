@@ -19,8 +19,7 @@ import simplejpeg
 from seem_jax.demo import draw
 from seem_jax.demo.studio import Desk, Mark, Sample
 from seem_jax.postprocess import Segment
-from seem_jax.predict import Writer
-from seem_jax.predictor import Predictor
+from seem_jax.predict_outputs import Writer
 
 SIDES = (720, 1280)  # pixels, longer edge of a shown picture: small ones grow, large ones shrink
 NAME = Path("picture.png")  # of a picture in its parcel; what a user called it goes nowhere
@@ -88,7 +87,7 @@ def answers(desk: Desk) -> str:
             f"<tr><td>{_chip(draw.colour(index))}</td><td>{said}</td>"
             f"<td>{prediction.scores[index]:.2f}</td><td>{share:.1f}%</td></tr>"
         )
-    return _table(("", "answer", "score", "area"), rows)
+    return table(("", "answer", "score", "area"), rows)
 
 
 def inventory(desk: Desk) -> str:
@@ -105,10 +104,10 @@ def inventory(desk: Desk) -> str:
         f"<td>{segment.score:.2f}</td><td>{100 * area.get(segment.id, 0):.1f}%</td></tr>"
         for segment, colour in zip(found.segments, _colours(found.segments), strict=True)
     ]
-    return _table(("", "segment", "score", "area"), rows)
+    return table(("", "segment", "score", "area"), rows)
 
 
-def parcel(desk: Desk, predictor: Predictor) -> bytes:
+def parcel(desk: Desk) -> bytes:
     """A zip of all results, with the files that `python -m seem_jax.predict` writes.
 
     object/ with masks/ and annotations.json (COCO instances); everything/ with panoptic/ and panoptic.json.
@@ -118,11 +117,11 @@ def parcel(desk: Desk, predictor: Predictor) -> bytes:
         if desk.prediction is not None:
             writer = Writer(Path(folder) / "object")
             writer.add(NAME, desk.picture, desk.prediction)
-            writer.finish(predictor)
+            writer.finish()
         if desk.everything is not None:
             writer = Writer(Path(folder) / "everything")
             writer.add_panoptic(NAME, desk.picture, desk.everything)
-            writer.finish(predictor)
+            writer.finish()
         for file in sorted(Path(folder).rglob("*")):
             if file.is_file():
                 archive.write(file, file.relative_to(folder))
@@ -144,6 +143,7 @@ def _chip(colour: draw.Colour) -> str:
     return f'<span class="chip" style="background: rgb{colour}"></span>'
 
 
-def _table(heads: tuple[str, ...], rows: list[str]) -> str:
+def table(heads: tuple[str, ...], rows: list[str]) -> str:
+    """An HTML table of finished rows."""
     top = "".join(f"<th>{head}</th>" for head in heads)
     return f'<table class="answers"><tr>{top}</tr>{"".join(rows)}</table>'

@@ -24,6 +24,7 @@ from seem_jax.predictor import (
     Session,
 )
 from seem_jax.predictor.checks import numbers
+from seem_jax.predictor.prompts import joined
 
 TOOLS = ("click", "box", "scribble", "outline")
 MAX_CORNERS = 4096  # of one gesture; the page sends at most 400
@@ -105,6 +106,10 @@ class Sample:
 
     picture: np.ndarray  # uint8 [H, W, 3]
     marks: list[Mark] = dataclasses.field(default_factory=list)
+
+    def prompts(self) -> Prompts:
+        """All marks as one question."""
+        return joined([gesture.prompts(self.picture.shape[:2]) for gesture in self.marks])
 
 
 class Studio:
@@ -199,7 +204,7 @@ class Studio:
         if sample is None or not sample.marks:
             raise ValueError("open a picture that shows the object, and mark it there first.")
         with self.lock:
-            return self.predictor.reference([sample.picture], [joined(sample)])
+            return self.predictor.reference([sample.picture], [sample.prompts()])
 
     def undo(self, desk: Desk | None) -> None:
         """Takes back the last prompt, of whatever kind."""
@@ -265,31 +270,6 @@ class Studio:
             desk.shown = None
 
 
-def joined(sample: Sample) -> Prompts:
-    """All marks of a sample as one question."""
-    parts = [gesture.prompts(sample.picture.shape[:2]) for gesture in sample.marks]
-    given: dict[str, list] = {}
-    for part in parts:
-        for field in dataclasses.fields(part):
-            value = getattr(part, field.name)
-            if value is not None:
-                given.setdefault(field.name, []).append(value)
-    boxes = given.get("box")
-    lines = given.get("scribble")
-    return Prompts(
-        points=_concatenated(given, "points"),
-        point_labels=_concatenated(given, "point_labels"),
-        box=None if boxes is None else np.array(boxes),
-        scribble=None if lines is None else [line for (line,) in lines],
-        scribble_labels=_concatenated(given, "scribble_labels"),
-        polygon=given.get("polygon"),
-    )
-
-
 def names(text: str) -> list[str]:
     """The names in a list with commas; the same name counts once."""
     return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-
-
-def _concatenated(given: dict[str, list], field: str) -> np.ndarray | None:
-    return np.concatenate(given[field]) if field in given else None

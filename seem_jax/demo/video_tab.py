@@ -10,7 +10,16 @@ from tempfile import TemporaryDirectory
 import gradio as gr
 
 from seem_jax.demo import pictures
-from seem_jax.demo.clips import MAX_OBJECTS, Clip, Order, follow, look_at, marks_at, open_clip, ordered
+from seem_jax.demo.clips import (
+    MAX_OBJECTS,
+    Clip,
+    Order,
+    follow,
+    look_at,
+    marks_at,
+    open_clip,
+    ordered,
+)
 from seem_jax.demo.studio import Sample, Studio, mark
 from seem_jax.demo.wiring import board, on, tools
 
@@ -41,7 +50,10 @@ def video_tab(studio: Studio, reference: gr.State) -> None:
             tool = tools("clip-tools")
             negative = gr.Checkbox(label="This is not what I mean (negative)")
             text = gr.Textbox(
-                label="Text", placeholder="the red star; Enter adds it", max_length=300, elem_id="clip-text"
+                label="Text",
+                placeholder="the red star; Enter adds it",
+                max_length=300,
+                elem_id="clip-text",
             )
             with gr.Row():
                 refer = gr.Button("As on the reference picture", size="md")

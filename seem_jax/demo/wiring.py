@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import html
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,11 +57,24 @@ def on(event: Callable, function: Callable, inputs: list, outputs: list) -> None
     """Binds a function to an event; a ValueError becomes a message and changes nothing."""
 
     @functools.wraps(function)
-    def friendly(*values, **named):
+    def once(*values):
         try:
-            return function(*values, **named)
+            return function(*values)
         except ValueError as error:
-            gr.Warning(html.escape(str(error)), duration=8)
-            return gr.skip()
+            return _told(error)
 
+    @functools.wraps(function)
+    def step_by_step(*values):
+        try:
+            yield from function(*values)
+        except ValueError as error:
+            yield _told(error)
+
+    friendly = step_by_step if inspect.isgeneratorfunction(function) else once
     event(friendly, inputs, outputs, api_visibility="private", show_progress="hidden")
+
+
+def _told(error: ValueError) -> object:
+    """Shows the reason, as text whatever is in it, and leaves the page as it is."""
+    gr.Warning(html.escape(str(error)), duration=8)
+    return gr.skip()
