@@ -191,5 +191,5 @@ def _parcel(desk: Desk) -> gr.DownloadButton:
     if desk.prediction is None and desk.everything is None:
         return gr.DownloadButton(value=None, interactive=False)
     file = Path(desk.folder.name) / "masks.zip"  # Gradio takes a copy of its own
-    file.writeuploaded(pictures.parcel(desk))
+    file.write_bytes(pictures.parcel(desk))
     return gr.DownloadButton(value=str(file), interactive=True)
