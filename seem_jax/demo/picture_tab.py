@@ -42,7 +42,7 @@ def picture_tab(studio: Studio) -> gr.State:
                 label=f"Open a picture (to {limits.megabytes:g} MB, {limits.megapixels:g} megapixels)",
                 file_types=SUFFIXES,
                 type="filepath",
-                height=150,
+                height=170,
                 elem_id="open",
             )
             tool = tools("tools")
@@ -134,7 +134,7 @@ def _reference(studio: Studio, tool: gr.Radio, negative: gr.Checkbox) -> tuple[g
             label="A picture that shows the object",
             file_types=SUFFIXES,
             type="filepath",
-            height=130,
+            height=150,
             elem_id="open-reference",
         )
         board = a_board("Open a picture, then mark the object on it.", "reference-board", "tools")

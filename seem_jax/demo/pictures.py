@@ -28,7 +28,7 @@ NAME = Path("picture.png")  # of a picture in its parcel; what a user called it 
 def board(desk: Desk) -> np.ndarray:
     """uint8 [h, w, 3]: the picture, the masks of the answer with names and scores, and the marks."""
     if desk.prediction is None:
-        shown = draw.fit(desk.picture, side_of(desk.picture))
+        shown = fitted(desk.picture)
     else:
         shown = desk.prediction.draw(desk.picture, side_of(desk.picture))
     return marked(shown, desk.marks.values())
@@ -36,7 +36,7 @@ def board(desk: Desk) -> np.ndarray:
 
 def sample(shown: Sample) -> np.ndarray:
     """uint8 [h, w, 3]: a reference picture with its marks."""
-    return marked(draw.fit(shown.picture, side_of(shown.picture)), shown.marks)
+    return marked(fitted(shown.picture), shown.marks)
 
 
 def segments(desk: Desk) -> np.ndarray:
@@ -49,6 +49,11 @@ def segments(desk: Desk) -> np.ndarray:
 def side_of(picture: np.ndarray) -> int:
     """Longer edge of the shown picture in pixels."""
     return int(np.clip(max(picture.shape[:2]), *SIDES))
+
+
+def fitted(picture: np.ndarray) -> np.ndarray:
+    """uint8 [h, w, 3], at the size in which it is shown."""
+    return draw.fit(picture, side_of(picture))
 
 
 def marked(shown: np.ndarray, marks: Iterable[Mark]) -> np.ndarray:

@@ -43,7 +43,7 @@ def video_tab(studio: Studio, reference: gr.State) -> None:
                 label=f"Open a video (to {limits.video_megabytes:g} MB)",
                 file_types=SUFFIXES,
                 type="filepath",
-                height=150,
+                height=170,
                 elem_id="open-clip",
             )
             number = gr.Slider(1, MAX_OBJECTS, 1, step=1, label="Object", elem_id="object")
@@ -104,9 +104,10 @@ def video_tab(studio: Studio, reference: gr.State) -> None:
         for found in follow(studio, clip, folder.name):
             if found.index % SHOWN_EVERY == 0:
                 said = f"frame {found.index + 1} of {clip.count} ..."
-                yield pictures.as_source(found.picture), said, gr.skip(), gr.skip()
+                yield pictures.as_source(pictures.fitted(found.picture)), said, gr.skip(), gr.skip()
+        _, shown, _ = _view(clip)  # the frame that the next gesture is about
         yield (
-            pictures.as_source(found.picture),
+            shown,
             f"{clip.count} frames followed.",
             gr.Video(f"{folder.name}/clip.mp4", visible=True),
             gr.DownloadButton(value=f"{folder.name}/masks.zip", visible=True),
