@@ -14,7 +14,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from seem_jax.demo import __main__ as command
-from seem_jax.demo import draw, pictures
+from seem_jax.demo import draw, label_studio, pictures
 from seem_jax.demo.studio import Limits, Sample, Studio, mark, names
 from tests.predictor_support import CLASSES, picture, same, tiny_predictor
 
@@ -285,9 +285,57 @@ def test_the_parcel_holds_masks_coco_and_panoptic(studio, predictor):
             mask = np.array(Image.open(archive.open(f"object/masks/picture_{index}.png"))) > 0
             np.testing.assert_array_equal(mask, desk.prediction.masks[index])
             np.testing.assert_array_equal(coco_mask.decode(entry["segmentation"]), mask)
+        (answers,) = json.loads(archive.read("object/label_studio.json"))["predictions"]
+        brushes = [one for one in answers["result"] if one["type"] == "brushlabels"]
+        for one, mask in zip(brushes, desk.prediction.masks, strict=True):
+            np.testing.assert_array_equal(read_brush(one["value"]["rle"], mask.shape), mask)
         segments = json.loads(archive.read("everything/panoptic.json"))["annotations"]
         assert len(segments[0]["segments_info"]) == len(desk.everything.segments)
         assert "everything/panoptic/picture.png" in archive.namelist()
+
+
+def read_brush(data: list[int], size: tuple[int, int]) -> np.ndarray:
+    """The mask in run lengths of Label Studio, read as its page does."""
+    stream = "".join(f"{byte:08b}" for byte in data)
+    place = 0
+
+    def take(count: int) -> int:
+        nonlocal place
+        place += count
+        return int(stream[place - count : place], 2)
+
+    total, word = take(32), take(5) + 1
+    sizes = [take(4) + 1 for _ in range(4)]
+    assert total == 4 * size[0] * size[1]
+    values: list[int] = []
+    while len(values) < total:
+        repeated = take(1)
+        length = take(sizes[take(2)]) + 1
+        run = [take(word) for _ in range(1 if repeated else length)]
+        values += run * (length if repeated else 1)
+    return np.array(values[3::4], np.uint8).reshape(size) > 0
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (200, 300)])
+def test_brushes_of_label_studio_hold_any_mask(size):
+    rng = np.random.default_rng(0)
+    noise = rng.random(size) < 0.5
+    for mask in (np.zeros(size, bool), np.ones(size, bool), noise):
+        np.testing.assert_array_equal(read_brush(label_studio.encode(mask), size), mask)
+
+
+def test_outlines_of_label_studio_are_in_percent(studio):
+    desk = studio.open(png(picture()))
+    studio.draw(desk, mark("click", CENTRE))
+    studio.answer(desk, CLASSES)
+    (answers,) = label_studio.task(desk.prediction, "a.png")["predictions"]
+    outlines = [one["value"] for one in answers["result"] if one["type"] == "polygonlabels"]
+    (rings,) = desk.prediction.to_polygons()
+    assert len(outlines) == len(rings)
+    for outline, ring in zip(outlines, rings, strict=True):
+        assert outline["polygonlabels"] == [desk.prediction.names[0]]
+        pixels = np.array(outline["points"]) * [[1.2, 0.8]] - 0.5
+        np.testing.assert_allclose(pixels, ring, atol=1e-4)
 
 
 def test_names_are_a_list_with_commas():

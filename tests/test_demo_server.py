@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from seem_jax.demo.studio import Limits, Studio
-from tests.browser_support import served
+from tests.browser_support import served, until
 from tests.predictor_support import picture, tiny_predictor
 from tests.test_demo import png
 
@@ -112,6 +112,16 @@ def test_an_uploaded_picture_opens_and_the_answer_names_no_path_of_ours(client, 
     assert len(studio.desks) == 1
     assert "data:image/jpeg;base64," in json.dumps(answer)
     studio.close(studio.desks[0])
+
+
+def test_a_picture_at_rest_is_put_away(studio):
+    resting = Studio(studio.predictor, Limits(seconds=0.5))
+    with served(resting) as address, httpx.Client(base_url=address, timeout=60) as client:
+        path = uploaded(client, "a.png", png(picture())).json()[0]
+        file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        assert sent(client, place_of(client, "upload"), [file, None])["success"]
+        until(lambda: not resting.desks, "the end of a desk at rest")
+    assert len(resting.pool) == resting.pool.nbytes == 0
 
 
 def test_slow_clients_and_a_hundred_uploads_leave_others_served(client):

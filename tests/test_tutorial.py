@@ -37,7 +37,7 @@ from tests.fakes import tiny_config
 ROOT = Path(__file__).resolve().parents[1]
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-NOT_RUN = {"pip install -r requirements-demo.txt"}
+NOT_RUN = {"pip install -r requirements-demo.txt", "pip install -r requirements-video.txt"}
 CLASSES = ("star", "moon", "bowtie", "sky", "brick")
 SENTENCES = (
     "the pink star",
@@ -121,6 +121,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_every_snippet_runs_in_order(folder, monkeypatch):
+    pytest.importorskip("av", reason="pip install -r requirements-video.txt")
     config = tiny_config()
     make_run(config)
     monkeypatch.setattr(shapes, "get_config", tiny_config)
@@ -132,6 +133,9 @@ def test_every_snippet_runs_in_order(folder, monkeypatch):
     for name in ("answer.png", "star.npz", "coco.json", "out/scene.png", "out/masks/scene_0.png"):
         assert (folder / name).is_file(), name
     assert (folder / "out/everything/panoptic.json").is_file()
+    assert left["found"].object_ids == (2,)
+    assert left["first"].shape == (96, 96, 3)
+    assert len(list((folder / "davis").glob("*.png"))) == 12
     assert list((folder / "pictures").glob("*.png"))
 
 
@@ -140,7 +144,15 @@ def test_the_tour_shows_every_kind_of_prompt_and_use():
     code = "".join(text for language, text, _ in blocks() if language == "python")
     for kind in ("points", "box", "scribble", "polygon", "mask", "text", "reference", "memory"):
         assert f"{kind}=" in code, kind
-    for use in ("session", "predict_batch", "panoptic", "instances", "semantic", "Reference.load"):
+    for use in (
+        "session",
+        "predict_batch",
+        "panoptic",
+        "instances",
+        "semantic",
+        "Reference.load",
+        "VideoPredictor",
+    ):
         assert use in code, use
     for module in ("seem_jax.predict", "seem_jax.demo", "seem_jax.train", "data_prep.custom"):
         assert f"python -m {module}" in text, module

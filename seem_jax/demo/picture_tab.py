@@ -1,7 +1,7 @@
 """The tab for one picture: any mix of prompts, answers, everything named, results to take home.
 
-A user's desk lives in `gr.State`, so nobody sees another's; it is cleared when it has rested for long
-or the page was left, and by the studio when too many others came.
+A user's desk lives in `gr.State`, so nobody sees another's. It is cleared when it has rested for long,
+an hour after its page was left at the latest, and by the studio when too many others came.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import gradio as gr
 
 from seem_jax.demo import pictures
 from seem_jax.demo.studio import Desk, Sample, Studio, mark, names
-from seem_jax.demo.wiring import HOW, SUFFIXES, on, tools, uploaded
+from seem_jax.demo.wiring import HOW, SUFFIXES, aside, on, tools, uploaded
 from seem_jax.demo.wiring import board as a_board
 
 
@@ -23,7 +23,7 @@ def picture_tab(studio: Studio) -> gr.State:
     """Adds the tab to the page that is being built; the reference picture, for the other tab."""
     limits = studio.limits
     # Time at rest counts from the last event that set the state: every event returns it.
-    state = gr.State(None, time_to_live=limits.seconds, delete_callback=studio.close)
+    state = gr.State(None, time_to_live=limits.seconds, delete_callback=aside(studio.close))
     with gr.Row():
         with gr.Column(scale=5, min_width=420):
             board = a_board("Your picture appears here.", "board", "tools")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import json
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,7 +17,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import simplejpeg
 
-from seem_jax.demo import draw
+from seem_jax.demo import draw, label_studio
 from seem_jax.demo.studio import Desk, Mark, Sample
 from seem_jax.postprocess import Segment
 from seem_jax.predict_outputs import Writer
@@ -115,7 +116,7 @@ def inventory(desk: Desk) -> str:
 def parcel(desk: Desk) -> bytes:
     """A zip of all results, with the files that `python -m seem_jax.predict` writes.
 
-    object/ with masks/ and annotations.json (COCO instances); everything/ with panoptic/ and panoptic.json.
+    object/ with masks/, annotations.json (COCO instances) and label_studio.json; everything/ with panoptic/ and panoptic.json.
     """
     out = io.BytesIO()
     with TemporaryDirectory() as folder, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -123,6 +124,8 @@ def parcel(desk: Desk) -> bytes:
             writer = Writer(Path(folder) / "object")
             writer.add(NAME, desk.picture, desk.prediction)
             writer.finish()
+            said = json.dumps(label_studio.task(desk.prediction, NAME.name))
+            (writer.folder / "label_studio.json").write_text(said)
         if desk.everything is not None:
             writer = Writer(Path(folder) / "everything")
             writer.add_panoptic(NAME, desk.picture, desk.everything)

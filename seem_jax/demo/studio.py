@@ -99,6 +99,13 @@ class Desk:
         self.everything: PanopticPrediction | None = None
         self.folder = TemporaryDirectory(prefix="seem_jax_")  # for what is taken home
 
+    def clear(self) -> None:
+        """Lets go of everything large, since a page may hold on to its desk for long."""
+        self.picture = self.picture[:0].copy()
+        self.prediction = self.everything = None
+        self.marks.clear()
+        self.folder.cleanup()
+
 
 @dataclasses.dataclass(eq=False)
 class Sample:
@@ -151,11 +158,13 @@ class Studio:
 
     def close(self, desk: Desk | None) -> None:
         """Clears a desk and frees its memory; one that is cleared already stays so."""
+        if desk is None:
+            return
         with self.lock:
             if desk in self._desks:
                 del self._desks[desk]
                 self.pool.close(desk.session)
-                desk.folder.cleanup()
+                desk.clear()
 
     # Prompts
 
@@ -257,7 +266,7 @@ class Studio:
         if desk is None:
             raise ValueError("open a picture first.")
         if desk not in self._desks:
-            raise ValueError("this picture was put away, since many others came; open it again.")
+            raise ValueError("this picture was put away to make room for others; open it again.")
         self._desks[desk] = self._desks.pop(desk)
         return desk
 

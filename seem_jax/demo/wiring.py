@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import html
 import inspect
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +52,11 @@ def uploaded(path: str | None, megabytes: float) -> bytes:
         raise ValueError("there is no file.")
     with open(path, "rb") as file:
         return file.read(int(megabytes * 1e6) + 1)
+
+
+def aside(function: Callable) -> Callable:
+    """The function in a thread of its own: Gradio clears states in the thread that serves everybody."""
+    return lambda value: threading.Thread(target=function, args=(value,)).start()
 
 
 def on(event: Callable, function: Callable, inputs: list, outputs: list) -> None:
