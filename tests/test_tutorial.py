@@ -39,13 +39,17 @@ TUTORIAL = ROOT / "docs" / "tutorial.md"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_RUN = {"pip install -r requirements-demo.txt", "pip install -r requirements-video.txt"}
 CLASSES = ("star", "moon", "bowtie", "sky", "brick")
-SENTENCES = (
-    "the pink star",
-    "the blue moon",
-    "a photo of a bowtie",
-    "the white bowtie",
-    "brick sky",
+SENTENCES = (  # whose words become pieces of the tokenizer, so that phrases are short
+    *("the pink star", "the blue moon", "the white bowtie", "the yellow ring", "the shape"),
+    *(f"a photo of a {name}." for name in ("sky", "brick", "red", "orange", "green", "purple")),
 )
+
+
+def small_config() -> Config:
+    """The tiny configuration with room for the phrases of the tutorial."""
+    config = tiny_config()
+    config.model.text.vocab_size, config.data.max_phrase_tokens = 200, 16
+    return config
 
 
 def blocks() -> list[tuple[str, str, int]]:
@@ -64,7 +68,7 @@ def make_run(config: Config) -> None:
     classes = Path(config.data.root, config.data.train[0].partition(":")[0], catalog.VERSION)
     classes.mkdir(parents=True)
     (classes / "classes.json").write_text(json.dumps({"names": CLASSES, "num_things": 3}))
-    train_tokenizer(SENTENCES, Path(config.data.tokenizer), 64)
+    train_tokenizer(SENTENCES, Path(config.data.tokenizer), 200)
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda key: initialise(build(config.model), key), jax.random.key(0))
     draw = lambda leaf: rng.normal(size=leaf.shape, scale=0.2).astype(np.float32)  # noqa: E731
@@ -122,9 +126,8 @@ def folder(tmp_path, monkeypatch):
 
 def test_every_snippet_runs_in_order(folder, monkeypatch):
     pytest.importorskip("av", reason="pip install -r requirements-video.txt")
-    config = tiny_config()
-    make_run(config)
-    monkeypatch.setattr(shapes, "get_config", tiny_config)
+    make_run(small_config())
+    monkeypatch.setattr(shapes, "get_config", small_config)
     left = tour(command)
     assert left["many"].texts == ("the white bowtie",) * len(left["many"])
     assert left["session"].actions == (1, 3)

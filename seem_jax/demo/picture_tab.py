@@ -21,9 +21,9 @@ from seem_jax.demo.wiring import board as a_board
 
 def picture_tab(studio: Studio) -> gr.State:
     """Adds the tab to the page that is being built; the reference picture, for the other tab."""
-    limits = studio.limits
     # Time at rest counts from the last event that set the state: every event returns it.
-    state = gr.State(None, time_to_live=limits.seconds, delete_callback=aside(studio.close))
+    rest = {"time_to_live": studio.limits.seconds, "delete_callback": aside(studio.close)}
+    state = gr.State(None, **rest)
     with gr.Row():
         with gr.Column(scale=5, min_width=420):
             board = a_board("Your picture appears here.", "board", "tools")
@@ -38,117 +38,133 @@ def picture_tab(studio: Studio) -> gr.State:
             everything = gr.HTML(apply_default_css=False, elem_id="everything")
             inventory = gr.HTML(apply_default_css=False, elem_id="inventory")
         with gr.Column(scale=3, min_width=320):
-            file = gr.File(
-                label=f"Open a picture (to {limits.megabytes:g} MB, {limits.megapixels:g} megapixels)",
-                file_types=SUFFIXES,
-                type="filepath",
-                height=170,
-                elem_id="open",
-            )
+            file = a_file("Open a picture", studio, "open")
             tool = tools("tools")
             negative = gr.Checkbox(label="This is not what I mean (negative)", elem_id="negative")
-            with gr.Row():
-                text = gr.Textbox(
-                    label="Text",
-                    placeholder="the red star; Enter asks",
-                    max_length=300,
-                    elem_id="text",
-                    scale=4,
-                )
+            text = gr.Textbox(
+                label="Text", placeholder="the red star; Enter asks", max_length=300, elem_id="text"
+            )
             answers = gr.HTML(apply_default_css=False, elem_id="answers")
-            things, stuff, top_k, threshold = _options(studio)
+            options = _options(studio)
             sample, shown = _reference(studio, tool, negative)
+
+    do = _Events(studio)
     view = [state, board, answers, hint, download]
-    options = [things, stuff, top_k, threshold]
-
-    def answered(desk: Desk | None, *options: Any) -> tuple:
-        return (desk, *_round(studio, desk, *options))
-
-    def opened(path: str | None, desk: Desk | None) -> tuple:
-        fresh = studio.open(uploaded(path, limits.megabytes))
-        studio.close(desk)
-        return fresh, *_view(fresh, HOW["click"]), None, "", "", ""
-
-    def gesture(
-        event: gr.EventData, desk: Desk | None, tool: str, negative: bool, *options: Any
-    ) -> tuple:
-        studio.draw(desk, mark(tool, event.where, not (negative or event.negative)))
-        return answered(desk, *options)
-
-    def said(desk: Desk | None, text: str, *options: Any) -> tuple:
-        studio.say(desk, text)
-        return answered(desk, *options)
-
-    def undone(desk: Desk | None, *options: Any) -> tuple:
-        studio.undo(desk)
-        return (*answered(desk, *options), desk.phrase[1] if desk.phrase else "")
-
-    def restarted(desk: Desk | None) -> tuple:
-        studio.restart(desk)
-        return desk, *_view(desk, HOW["click"]), ""
-
-    def found(desk: Desk | None, sample: Sample | None, *options: Any) -> tuple:
-        studio.show(desk, sample)
-        return answered(desk, *options)
-
-    def named(desk: Desk | None, things: str, stuff: str) -> tuple:
-        studio.cut(desk, names(things), names(stuff))
-        source = pictures.as_source(pictures.segments(desk))
-        shown = f'<div class="frame"><img class="board" alt="segments" src="{source}"></div>'
-        return desk, shown, pictures.inventory(desk), _parcel(desk)
-
-    fresh = [*view, file, text, everything, inventory]
-    on(file.upload, opened, [file, state], fresh)
-    on(board.gesture, gesture, [state, tool, negative, *options], view)
-    on(text.submit, said, [state, text, *options], view)
-    on(undo.click, undone, [state, *options], [*view, text])
-    on(restart.click, restarted, [state], [*view, text])
-    on(shown.click, found, [state, sample, *options], view)
-    on(cut.click, named, [state, things, stuff], [state, everything, inventory, download])
+    on(file.upload, do.opened, [file, state], [*view, file, text, everything, inventory])
+    on(board.gesture, do.drawn, [state, tool, negative, *options], view)
+    on(text.submit, do.said, [state, text, *options], view)
+    on(undo.click, do.undone, [state, *options], [*view, text])
+    on(restart.click, do.restarted, [state], [*view, text])
+    on(shown.click, do.shown, [state, sample, *options], view)
+    on(cut.click, do.cut, [state, *options[:2]], [state, everything, inventory, download])
     for option in options:
         event = option.submit if isinstance(option, gr.Textbox) else option.release
-        on(event, answered, [state, *options], view)
+        on(event, do.answered, [state, *options], view)
     on(tool.change, lambda tool: HOW[tool], [tool], [hint])
     return sample
 
 
-def _options(studio: Studio) -> tuple[gr.Textbox, gr.Textbox, gr.Slider, gr.Slider]:
-    """Vocabulary, number of answers, lowest score."""
-    predictor = studio.predictor
-    things = predictor.classes[: predictor.naming.num_things]
-    stuff = predictor.classes[predictor.naming.num_things :]
+class _Events:
+    """What each event of the tab does; what they return goes to the components named above."""
+
+    def __init__(self, studio: Studio):
+        self.studio = studio
+
+    def opened(self, path: str | None, desk: Desk | None) -> tuple:
+        fresh = self.studio.open(uploaded(path, self.studio.limits.megabytes))
+        self.studio.close(desk)
+        return fresh, *_view(fresh, HOW["click"]), None, "", "", ""
+
+    def drawn(
+        self, event: gr.EventData, desk: Desk | None, tool: str, negative: bool, *options: Any
+    ) -> tuple:
+        self.studio.draw(desk, mark(tool, event.where, not (negative or event.negative)))
+        return self.answered(desk, *options)
+
+    def said(self, desk: Desk | None, text: str, *options: Any) -> tuple:
+        self.studio.say(desk, text)
+        return self.answered(desk, *options)
+
+    def shown(self, desk: Desk | None, sample: Sample | None, *options: Any) -> tuple:
+        self.studio.show(desk, sample)
+        return self.answered(desk, *options)
+
+    def undone(self, desk: Desk | None, *options: Any) -> tuple:
+        self.studio.undo(desk)
+        return *self.answered(desk, *options), desk.phrase[1] if desk.phrase else ""
+
+    def restarted(self, desk: Desk | None) -> tuple:
+        self.studio.restart(desk)
+        return desk, *_view(desk, HOW["click"]), ""
+
+    def cut(self, desk: Desk | None, things: str, stuff: str) -> tuple:
+        self.studio.cut(desk, names(things), names(stuff))
+        source = pictures.as_source(pictures.segments(desk))
+        shown = f'<div class="frame"><img class="board" alt="segments" src="{source}"></div>'
+        return desk, shown, pictures.inventory(desk), _parcel(desk)
+
+    def answered(
+        self, desk: Desk | None, things: str, stuff: str, top_k: int, threshold: float
+    ) -> tuple:
+        """The desk after an answer; where there is none, with the reason in place of the hint."""
+        start = time.perf_counter()
+        classes = names(f"{things},{stuff}")
+        try:
+            self.studio.answer(desk, classes, top_k=int(top_k), threshold=threshold)
+        except ValueError as error:
+            if desk is None or desk not in self.studio.desks:
+                raise
+            return desk, *_view(desk, html.escape(str(error)))
+        count = len(desk.session.actions)
+        took = 1000 * (time.perf_counter() - start)
+        said = f"{count} prompt{'s' if count != 1 else ''}, answered in {took:.0f} ms."
+        return desk, *_view(desk, said if count else HOW["click"])
+
+
+def a_file(label: str, studio: Studio, name: str) -> gr.File:
+    """A place to drop a picture."""
+    limits = studio.limits
+    return gr.File(
+        label=f"{label} (to {limits.megabytes:g} MB, {limits.megapixels:g} megapixels)",
+        file_types=SUFFIXES,
+        type="filepath",
+        height=170,
+        elem_id=name,
+    )
+
+
+def _options(studio: Studio) -> list[gr.Textbox | gr.Slider]:
+    """Names of things and of regions, number of answers, lowest score."""
+    naming = studio.predictor.naming
+    things, stuff = naming.classes[: naming.num_things], naming.classes[naming.num_things :]
     with gr.Accordion("Names and number of answers", open=False):
-        return (
+        return [
             gr.Textbox(", ".join(things), label="Names of things, with commas", elem_id="things"),
             gr.Textbox(", ".join(stuff), label="Names of regions (sky, grass)", elem_id="stuff"),
             gr.Slider(1, 8, 1, step=1, label="Answers at most", elem_id="top"),
             gr.Slider(0, 1, 0, step=0.01, label="Lowest score", elem_id="lowest"),
-        )
+        ]
 
 
 def _reference(studio: Studio, tool: gr.Radio, negative: gr.Checkbox) -> tuple[gr.State, gr.Button]:
     """(the reference picture with its marks, the button that asks for what it shows)."""
     state = gr.State(None, time_to_live=studio.limits.seconds)
     with gr.Accordion("Show it on another picture", open=False, elem_id="reference"):
-        file = gr.File(
-            label="A picture that shows the object",
-            file_types=SUFFIXES,
-            type="filepath",
-            height=150,
-            elem_id="open-reference",
-        )
+        file = a_file("A picture that shows it", studio, "open-reference")
         board = a_board("Open a picture, then mark the object on it.", "reference-board", "tools")
         with gr.Row():
-            clear = gr.Button("Clear marks", elem_id="clear-reference")
-            shown = gr.Button("Find it in my picture", variant="primary", elem_id="find-reference")
+            clear = gr.Button("Clear marks", size="md", elem_id="clear-reference")
+            shown = gr.Button(
+                "Find it in my picture", variant="primary", size="md", elem_id="find-reference"
+            )
 
     def view(sample: Sample) -> tuple:
         return sample, pictures.as_source(pictures.sample(sample))
 
     def opened(path: str | None) -> tuple:
-        return (*view(Sample(studio.read(uploaded(path, studio.limits.megabytes)))), None)
+        return *view(Sample(studio.read(uploaded(path, studio.limits.megabytes)))), None
 
-    def gesture(event: gr.EventData, sample: Sample | None, tool: str, negative: bool) -> tuple:
+    def drawn(event: gr.EventData, sample: Sample | None, tool: str, negative: bool) -> tuple:
         if sample is None:
             raise ValueError("open a picture that shows the object first.")
         fresh = mark(tool, event.where, not (negative or event.negative))
@@ -156,28 +172,12 @@ def _reference(studio: Studio, tool: gr.Radio, negative: gr.Checkbox) -> tuple[g
         return view(Sample(sample.picture, [*sample.marks, fresh]))
 
     def cleared(sample: Sample | None) -> tuple:
-        return (None, None) if sample is None else view(Sample(sample.picture))
+        return (None, "") if sample is None else view(Sample(sample.picture))
 
     on(file.upload, opened, [file], [state, board, file])
-    on(board.gesture, gesture, [state, tool, negative], [state, board])
+    on(board.gesture, drawn, [state, tool, negative], [state, board])
     on(clear.click, cleared, [state], [state, board])
     return state, shown
-
-
-def _round(
-    studio: Studio, desk: Desk, things: str, stuff: str, top_k: int, threshold: float
-) -> tuple:
-    """The view after an answer; where there is none, the view with the reason."""
-    start = time.perf_counter()
-    try:
-        classes = [*names(things), *names(stuff)]
-        studio.answer(desk, list(dict.fromkeys(classes)), top_k=int(top_k), threshold=threshold)
-    except ValueError as error:
-        return _view(desk, html.escape(str(error)))
-    took = 1000 * (time.perf_counter() - start)
-    count = len(desk.session.actions)
-    said = f"{count} prompt{'s' if count != 1 else ''}, answered in {took:.0f} ms."
-    return _view(desk, said if count else HOW["click"])
 
 
 def _view(desk: Desk, hint: str) -> tuple:
