@@ -61,7 +61,8 @@ def marked(shown: np.ndarray, marks: Iterable[Mark]) -> np.ndarray:
     """A copy with all marks: green for what is meant, red for what is not."""
     for mark in marks:
         if mark.tool == "click":
-            shown = draw.points(shown, mark.where[-1:] * 0.9999, np.array([mark.positive]))
+            where = mark.where[-1:] * 0.9999  # the far edge is the last pixel
+            shown = draw.points(shown, where, np.array([mark.positive]), max(shown.shape) // 90)
         else:
             corners = mark.where
             if mark.tool == "box":
