@@ -69,6 +69,10 @@ def test_the_page_asks_no_other_server_and_offers_no_tunnel(client):
     assert all(one["api_visibility"] == "private" for one in config["dependencies"])
 
 
+def test_a_request_under_a_name_of_somebody_else_is_refused(client):
+    assert client.get("/", headers={"Host": "elsewhere.example"}).status_code == 400
+
+
 def test_a_file_over_the_limit_is_refused_before_it_is_kept(client):
     assert uploaded(client, "a.png", bytes(2 * MEGABYTE)).status_code == 413
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import fastapi
 import gradio as gr
 import uvicorn
-from PIL import Image
+from fastapi.middleware.trustedhost import TrustedHostMiddleware
 
 from seem_jax.demo.picture_tab import picture_tab
 from seem_jax.demo.studio import Studio
@@ -47,14 +47,15 @@ def build(studio: Studio) -> gr.Blocks:
 def server(studio: Studio, port: int) -> uvicorn.Server:
     """The page as a server on 127.0.0.1; `run()` serves until it is interrupted.
 
-    Built from Gradio's parts rather than with `launch`, which asks the network whether it may start
-    and can open a tunnel.
+    Built from Gradio's parts rather than with `launch`, which gives up where its first page takes three
+    seconds, and can open a tunnel. Uploads are files to Gradio; only the studio decodes them, after
+    it has looked at their headers.
     """
-    # Whatever way a file comes in, nothing larger than a picture may be is ever decoded:
-    # Pillow refuses twice its limit.
-    Image.MAX_IMAGE_PIXELS = int(studio.limits.megapixels * 1e6 / 2)
-    site = gr.mount_gradio_app(
-        fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
+    site = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    # A page elsewhere may lead its name to this address; requests under such a name are refused.
+    site.add_middleware(TrustedHostMiddleware, allowed_hosts=[ADDRESS, "localhost"])
+    gr.mount_gradio_app(
+        site,
         build(studio),
         path="",
         server_name=ADDRESS,
