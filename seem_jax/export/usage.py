@@ -22,7 +22,8 @@ TEXT = """\
 | classes | ids int32 [n, b, J], valid: n names in b sentences each | [n, V] unit rows |
 | read | features, points of another image | {"levels", "pooled"} for "reference" |
 
-S, J and more are in about.json. An image keeps its shape, is made to fit into the square, lies in its top
+about.json has the sizes: S image_size, J phrase_tokens, A answers, R reference_points; a logit stands for
+mask_stride x mask_stride pixels. An image keeps its shape, is made to fit into the square, lies in its top
 left corner and is padded with grey (about.json: padding).
 
 `rows` is a dict; k is any number of points, those that are not valid are padding:
