@@ -177,3 +177,26 @@ def test_mixed_requests_compile_nothing(number):
             made.set_image(picture(*rng.integers(1, 200, 2).tolist(), seed=turn))
         request(made, turn, rng)
     assert len(compilations) == before
+
+
+def test_odd_but_lawful_inputs_are_answered():
+    made = predictor()
+    frozen = picture()
+    frozen.flags.writeable = False
+    for image in (picture()[::-1, ::2], frozen, picture(1, 1), np.zeros((4000, 8192, 3), np.uint8)):
+        height, width = image.shape[:2]
+        made.set_image(image)
+        last = [width - 1, height - 1]
+        whole = np.full((height, width), 255, np.uint8)
+        for asked in (
+            {"points": np.zeros((1000, 2), np.int8)},
+            {"points": [last, last], "point_labels": [1, 0]},  # both of it and not of it
+            {"points": np.array([[0, 0]], np.uint8), "point_labels": np.array([True])},
+            {"box": (0, 0, width, height), "text": "disc"},
+            {"polygon": [[0, 0], [width, height], [width, 0], [0, height]]},  # crosses itself
+            {"mask": whole},
+        ):
+            answer = made.predict(**asked, top_k=2)
+            assert answer.masks.shape[1:] == (height, width)
+            assert np.isfinite(answer.logits).all() and np.isfinite(answer.scores).all()
+    made.reset_image()
