@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cache = predictor.config.compile_cache
         if cache and not jax.config.jax_compilation_cache_dir:
             jax.config.update("jax_compilation_cache_dir", cache)
-        if options.reference:
+        if options.reference is not None:
             asked = dataclasses.replace(asked, reference=read_reference(options, predictor))
         writer = Writer(Path(options.output))
     except (ValueError, OSError) as error:

@@ -25,7 +25,7 @@ def find_inputs(paths: Sequence[str], *, frames: bool) -> list[Path]:
     out: list[Path] = []
     for path in paths:
         try:
-            out += _inputs(Path(path), frames)
+            out += _inputs(path, frames)
         except (OSError, ValueError) as error:
             raise ValueError(f"INPUT {path[:200]!r}: {error}") from error
     return out
@@ -48,7 +48,7 @@ def read_file(path: Path, flag: str) -> bytes:
 
 def read_prompts(options: argparse.Namespace) -> Prompts:
     """The prompts of the command line, without the reference."""
-    if (options.reference_point or options.reference_box) and not options.reference:
+    if (options.reference_point or options.reference_box) and options.reference is None:
         raise ValueError("--reference-point or --reference-box without --reference PICTURE.")
     if options.panoptic and _any_prompt(options):
         raise ValueError("--panoptic answers about everything: give no prompts with it.")
@@ -59,7 +59,7 @@ def read_prompts(options: argparse.Namespace) -> Prompts:
         box=_numbers(options.box, "--box", 4),
         scribble=[_scribble(Path(file)) for file in options.scribble] if options.scribble else None,
         polygon=_polygons(options.polygon),
-        mask=_painted(Path(options.mask), "--mask") if options.mask else None,
+        mask=_painted(Path(options.mask), "--mask") if options.mask is not None else None,
         text=options.text,
     )
 
@@ -89,7 +89,10 @@ def split_names(text: str | None, flag: str) -> list[str] | None:
     return names
 
 
-def _inputs(path: Path, frames: bool) -> list[Path]:
+def _inputs(name: str, frames: bool) -> list[Path]:
+    path = Path(name)
+    if not name:  # which would be the current folder
+        raise ValueError("it has no name.")
     if path.is_dir() and not frames:
         suffixes = (*PICTURE_SUFFIXES, *VIDEO_SUFFIXES)
         inside = sorted(
@@ -105,7 +108,7 @@ def _inputs(path: Path, frames: bool) -> list[Path]:
 
 def _any_prompt(options: argparse.Namespace) -> bool:
     kinds = ("point", "box", "scribble", "polygon", "mask", "text", "reference")
-    return any(getattr(options, kind) for kind in kinds)
+    return any(getattr(options, kind) is not None for kind in kinds)
 
 
 def _clicks(values: list[str] | None, flag: str) -> tuple[Any, Any]:

@@ -67,7 +67,7 @@ def _begin(
         for number, text in enumerate(texts, 1):
             fields = vars(dataclasses.replace(asked, text=text))
             tracker.add(number, **{key: fields[key] for key in fields if key != "memory"})
-    if options.objects:
+    if options.objects is not None:
         path = Path(options.objects)
         labels = decode_index_png(read_file(path, "--objects"), name=f"--objects {path}")
         for number in np.unique(labels[(labels > 0) & (labels < VOID)]).tolist():

@@ -116,7 +116,7 @@ class Decoding:
         for image, asked in questions:
             drawn = self.check(asked, image.placement)
             texts = (None,) if asked.text is None else checks.text(asked.text)
-            rows += [self._row(image, asked, drawn, text) for text in texts]
+            rows += [self.row(image, asked, drawn, text) for text in texts]
             owners += [image] * len(texts)
             replies.append((texts, drawn.dropped))
         answers = iter(self._decode(owners, rows))
@@ -138,9 +138,10 @@ class Decoding:
             num_images=1,
         )
 
-    def _row(
+    def row(
         self, image: EncodedImage, asked: Prompts, drawn: drawing.Drawn, text: str | None
     ) -> Row:
+        """One question as the programs take it, with one of its phrases."""
         reference, memory = asked.reference, asked.memory
         remembered = np.zeros(self.width) if memory is None else memory.embedding
         kept = next(most for most in POINTS if not drawn.valid[most:].any())

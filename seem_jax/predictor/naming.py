@@ -46,7 +46,8 @@ class Naming:
     def objects(self, image: EncodedImage) -> ObjectAnswers:
         """What the object queries say about an image; asked once, then kept with it."""
         if image.objects is None:
-            image.objects = jax.device_get(self.programs.objects(self.params, image.features))
+            found = jax.device_get(self.programs.objects(self.params, image.features))
+            image.objects = jax.tree.map(lambda array: array[0], found)
         return image.objects
 
     def probability(self, objects: ObjectAnswers, names: tuple[str, ...]) -> np.ndarray:

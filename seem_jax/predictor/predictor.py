@@ -122,9 +122,12 @@ class Predictor:
     def encode(self, image: np.ndarray) -> EncodedImage:
         """The encoded image, without making it the current one; uint8 [H, W, 3] in RGB."""
         image = checks.image(image)
-        placement = self.placement(image.shape[:2])
-        square = transforms.place_image(image, placement)
-        return EncodedImage(placement, self.programs.encode(self.params, square[None]))
+        features = self.programs.encode(self.params, self.square(image)[None])
+        return EncodedImage(self.placement(image.shape[:2]), features)
+
+    def square(self, image: np.ndarray) -> np.ndarray:
+        """uint8 [side, side, 3], what the model sees of an image uint8 [H, W, 3]."""
+        return transforms.place_image(image, self.placement(image.shape[:2]))
 
     def placement(self, size: tuple[int, int]) -> transforms.Placement:
         """Where an image of this (height, width) lies in the model's square."""

@@ -81,11 +81,11 @@ class Answers:
 
 @struct.dataclass
 class ObjectAnswers:
-    """What the object queries of one image say, whatever the vocabulary."""
+    """What the object queries of n images say, whatever the vocabulary; of one, without n."""
 
-    logits: Array  # float32 [Q, h, w]
-    embedding: Array  # float32 [Q, D]
-    names: Array  # float32 [Q, V], in the text space
+    logits: Array  # float32 [n, Q, h, w]
+    embedding: Array  # float32 [n, Q, D]
+    names: Array  # float32 [n, Q, V], in the text space
 
 
 class Programs:
@@ -107,13 +107,13 @@ class Programs:
 
 
 def _objects(apply: Any, params, features: Features) -> ObjectAnswers:
-    """The object queries of one image, features [1, ...]."""
+    """The object queries of n images."""
     slots = apply("decode", params, features).object
     embedding = slots.mask_embedding[-1]
     return ObjectAnswers(
-        logits=mask_logits(embedding, features)[0],
-        embedding=embedding[0].astype(jnp.float32),
-        names=slots.class_embedding[-1][0].astype(jnp.float32),
+        logits=mask_logits(embedding, features),
+        embedding=embedding.astype(jnp.float32),
+        names=slots.class_embedding[-1].astype(jnp.float32),
     )
 
 

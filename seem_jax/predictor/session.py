@@ -12,7 +12,7 @@ import functools
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -117,12 +117,16 @@ class Session:
         (prediction,) = self._answer([self], classes=classes, top_k=top_k, threshold=threshold)
         return prediction
 
-    def question(self) -> tuple[EncodedImage, Prompts]:
-        """The image, and all that stands as one question."""
+    def asked(self) -> Prompts:
+        """All that stands as one question, with the memory of the round before."""
         if not self._actions:
             raise ValueError("the session has no prompt: add a point, a text or another one first.")
         asked = joined([action.prompts for action in self._actions.values()])
-        return self._image(), dataclasses.replace(asked, memory=self._memory())
+        return dataclasses.replace(asked, memory=self._memory())
+
+    def question(self) -> tuple[EncodedImage, Prompts]:
+        """The image, and what is asked about it."""
+        return self._image(), self.asked()
 
     def remember(self, prediction: Prediction) -> None:
         """Keeps what a round answered, for the rounds with further prompts."""
@@ -219,9 +223,14 @@ class SessionPool:
                         f"{self.time_to_live:g} s); open a new one."
                     )
                 self._sessions[session] = (self._sessions[session][0], self.clock())
-            predictions = answer_sessions(self.predictor, sessions, **options)
-            self._shrink()
-            return predictions
+            for session in sessions:
+                session.asked()  # one without a prompt is told before anything happens
+            answers: dict[Session, Prediction] = {}
+            for group in self._groups(sessions):
+                predictions = answer_sessions(self.predictor, group, **options)
+                answers |= zip(group, predictions, strict=True)
+                self._shrink()
+            return [answers[session] for session in sessions]
 
     def sweep(self) -> None:
         """Ends the sessions that nobody used for time_to_live seconds."""
@@ -241,6 +250,19 @@ class SessionPool:
             self._encoded.move_to_end(digest)
             self._shrink()
             return self._encoded[digest]
+
+    def _groups(self, sessions: Sequence[Session]) -> Iterator[list[Session]]:
+        """Sessions whose images together stay within max_bytes (one image does in any case)."""
+        about: dict[str, list[Session]] = {}
+        for session in sessions:
+            about.setdefault(self._sessions[session][0], []).append(session)
+        digests = sorted(about, key=lambda digest: digest not in self._encoded)  # those here first
+        while digests:
+            self._image(digests[0])
+            together = self.max_bytes // max(image.nbytes for image in self._encoded.values())
+            together = max(1, together)
+            yield [session for digest in digests[:together] for session in about[digest]]
+            digests = digests[together:]
 
     def _shrink(self) -> None:
         """Drops features until the rest fits; the newest stay even where they alone do not."""

@@ -158,7 +158,7 @@ class VideoPredictor:
 
     def remove(self, object_id: int) -> None:
         """Forgets an object, from the next frame on. ValueError where there is none."""
-        if object_id not in self._objects:
+        if _checked_id(object_id) not in self._objects:
             raise ValueError(
                 f"object_id = {object_id}: there is no such object; there are {self.object_ids}."
             )
