@@ -1,8 +1,8 @@
 """docs/tutorial.md: every snippet runs, in order, in one session, with an untrained model.
 
 `python` blocks are executed; of `bash` blocks the commands `python -m ...` run in this process. Left out
-are the commands in NOT_RUN; training is taken as far as its first batch here, and two steps in the slow
-test, which uses the model of configs/shapes.py.
+are the commands in NOT_RUN. Blocks marked slow (the export) run in the slow test alone, which uses the
+model of configs/shapes.py; training is taken as far as its first batch here, and two steps there.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tests.fakes import tiny_config
 
 ROOT = Path(__file__).resolve().parents[1]
 TUTORIAL = ROOT / "docs" / "tutorial.md"
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(\w+)( slow)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_RUN = {"pip install -r requirements-demo.txt", "pip install -r requirements-video.txt"}
 CLASSES = ("star", "moon", "bowtie", "sky", "brick")
 SENTENCES = (  # whose words become pieces of the tokenizer, so that phrases are short
@@ -52,12 +52,13 @@ def small_config() -> Config:
     return config
 
 
-def blocks() -> list[tuple[str, str, int]]:
-    """(language, text, line of the first line) of every block."""
+def blocks(*, slow: bool = True) -> list[tuple[str, str, int]]:
+    """(language, text, line of the first line) of every block, or of those not marked slow."""
     text = TUTORIAL.read_text()
     return [
-        (found[1], found[2], text.count("\n", 0, found.start(2)) + 1)
+        (found[1], found[3], text.count("\n", 0, found.start(3)) + 1)
         for found in BLOCK.finditer(text)
+        if slow or not found[2]
     ]
 
 
@@ -102,10 +103,10 @@ def first_batch(config: Config) -> None:
         batches.close()
 
 
-def tour(run_command) -> dict:
+def tour(run_command, *, slow: bool) -> dict:
     """Runs all blocks; the names that they leave behind."""
     session = types.ModuleType("tour")
-    for language, text, line in blocks():
+    for language, text, line in blocks(slow=slow):
         if language == "python":
             # Faults are reported with the line of the tutorial.
             code = compile("\n" * (line - 1) + text, str(TUTORIAL), "exec")
@@ -128,7 +129,7 @@ def test_every_snippet_runs_in_order(folder, monkeypatch):
     pytest.importorskip("av", reason="pip install -r requirements-video.txt")
     make_run(small_config())
     monkeypatch.setattr(shapes, "get_config", small_config)
-    left = tour(command)
+    left = tour(command, slow=False)
     assert left["many"].texts == ("the white bowtie",) * len(left["many"])
     assert left["session"].actions == (1, 3)
     assert [len(np.atleast_1d(answer)) for answer in left["answers"]] == [1, 2]
@@ -157,7 +158,13 @@ def test_the_tour_shows_every_kind_of_prompt_and_use():
         "VideoPredictor",
     ):
         assert use in code, use
-    for module in ("seem_jax.predict", "seem_jax.demo", "seem_jax.train", "data_prep.custom"):
+    for module in (
+        "seem_jax.predict",
+        "seem_jax.demo",
+        "seem_jax.train",
+        "data_prep.custom",
+        "seem_jax.export",
+    ):
         assert f"python -m {module}" in text, module
 
 
@@ -180,4 +187,4 @@ def test_the_tour_runs_with_the_model_of_the_quickstart_and_trains(folder):
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         assert (folder / "runs/mine/checkpoints").is_dir()
 
-    tour(really)
+    tour(really, slow=True)
