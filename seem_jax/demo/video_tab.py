@@ -100,19 +100,20 @@ def video_tab(studio: Studio, reference: gr.State) -> None:
 
     def followed(clip: Clip | None) -> Iterator[tuple]:
         clip = _there(clip)
-        folder = TemporaryDirectory(prefix="seem_jax_")
-        for found in follow(studio, clip, folder.name):
-            if found.index % SHOWN_EVERY == 0:
-                said = f"frame {found.index + 1} of {clip.count} ..."
-                yield pictures.as_source(pictures.fitted(found.picture)), said, gr.skip(), gr.skip()
-        _, shown, _ = _view(clip)  # the frame that the next gesture is about
-        yield (
-            shown,
-            f"{clip.count} frames followed.",
-            gr.Video(f"{folder.name}/clip.mp4", visible=True),
-            gr.DownloadButton(value=f"{folder.name}/masks.zip", visible=True),
-        )
-        folder.cleanup()
+        _, own, _ = _view(clip)  # the frame that the next gesture is about
+        with TemporaryDirectory(prefix="seem_jax_") as folder:
+            try:
+                for found in follow(studio, clip, folder):
+                    if found.index % SHOWN_EVERY == 0:
+                        source = pictures.as_source(pictures.fitted(found.picture))
+                        said = f"frame {found.index + 1} of {clip.count} ..."
+                        yield source, said, gr.skip(), gr.skip()
+            except ValueError:
+                yield own, "Not followed.", gr.skip(), gr.skip()
+                raise
+            video = gr.Video(f"{folder}/clip.mp4", visible=True)
+            masks = gr.DownloadButton(value=f"{folder}/masks.zip", visible=True)
+            yield own, f"{clip.count} frames followed.", video, masks
 
     on(file.upload, opened, [file], [*view, frame, status, file, result, maps])
     on(frame.release, moved, [state, frame], view)
