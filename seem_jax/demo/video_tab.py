@@ -6,6 +6,7 @@ import dataclasses
 import html
 from collections.abc import Iterator
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import gradio as gr
 
@@ -64,46 +65,63 @@ def video_tab(studio: Studio, reference: gr.State) -> None:
             orders = gr.HTML(apply_default_css=False, elem_id="clip-orders")
     view = [state, shown, orders]
 
-    def opened(path: str | None) -> tuple:
+    do = _Events(studio)
+    on(file.upload, do.opened, [file], [*view, frame, status, file, result, maps])
+    on(frame.release, do.moved, [state, frame], view)
+    on(shown.gesture, do.drawn, [state, number, tool, negative], view)
+    on(text.submit, do.written, [state, number, text], [*view, text])
+    on(refer.click, do.referred, [state, number, reference], view)
+    on(leave.click, do.left, [state, number], view)
+    on(undo.click, do.undone, [state], view)
+    on(run.click, do.followed, [state], [shown, status, result, maps])
+
+
+class _Events:
+    """What each event of the tab does; what they return goes to the components named above."""
+
+    def __init__(self, studio: Studio):
+        self.studio = studio
+
+    def opened(self, path: str | None) -> tuple:
         if path is None:
             raise ValueError("there is no file.")
-        clip = open_clip(studio, path)
+        clip = open_clip(self.studio, path)
         said = f"{clip.count} frames, {clip.fps:.4g} a second."
         said += " The video is longer; the rest is left out." if clip.cut else ""
         slider = gr.Slider(maximum=max(clip.count - 1, 1), value=0, interactive=clip.count > 1)
-        return *_view(clip), slider, said, None, gr.Video(visible=False), gr.Button(visible=False)
+        hidden = gr.Video(visible=False), gr.DownloadButton(visible=False)
+        return *_view(clip), slider, said, None, *hidden
 
-    def moved(clip: Clip | None, frame: int) -> tuple:
+    def moved(self, clip: Clip | None, frame: int) -> tuple:
         return _view(look_at(_there(clip), int(frame)))
 
-    def said(clip: Clip | None, number: int, **what) -> tuple:
-        clip = _there(clip)
-        return _view(ordered(clip, Order(clip.frame, int(number), **what)))
-
-    def gesture(
-        event: gr.EventData, clip: Clip | None, number: int, tool: str, negative: bool
+    def drawn(
+        self, event: gr.EventData, clip: Clip | None, number: int, tool: str, negative: bool
     ) -> tuple:
-        drawn = mark(tool, event.where, not (negative or event.negative))
-        return said(clip, number, gesture=drawn)
+        gesture = mark(tool, event.where, not (negative or event.negative))
+        return _ordered(clip, number, gesture=gesture)
 
-    def written(clip: Clip | None, number: int, text: str) -> tuple:
-        return *said(clip, number, text=text.strip()), ""
+    def written(self, clip: Clip | None, number: int, text: str) -> tuple:
+        return *_ordered(clip, number, text=text.strip()), ""
 
-    def referred(clip: Clip | None, number: int, sample: Sample | None) -> tuple:
-        return said(clip, number, reference=studio.reference(sample))
+    def referred(self, clip: Clip | None, number: int, sample: Sample | None) -> tuple:
+        return _ordered(clip, number, reference=self.studio.reference(sample))
 
-    def undone(clip: Clip | None) -> tuple:
+    def left(self, clip: Clip | None, number: int) -> tuple:
+        return _ordered(clip, number)
+
+    def undone(self, clip: Clip | None) -> tuple:
         clip = _there(clip)
         if not clip.orders:
             raise ValueError("there is nothing to undo.")
         return _view(dataclasses.replace(clip, orders=clip.orders[:-1]))
 
-    def followed(clip: Clip | None) -> Iterator[tuple]:
+    def followed(self, clip: Clip | None) -> Iterator[tuple]:
         clip = _there(clip)
         _, own, _ = _view(clip)  # the frame that the next gesture is about
         with TemporaryDirectory(prefix="seem_jax_") as folder:
             try:
-                for found in follow(studio, clip, folder):
+                for found in follow(self.studio, clip, folder):
                     if found.index % SHOWN_EVERY == 0:
                         source = pictures.as_source(pictures.fitted(found.picture))
                         said = f"frame {found.index + 1} of {clip.count} ..."
@@ -115,20 +133,17 @@ def video_tab(studio: Studio, reference: gr.State) -> None:
             masks = gr.DownloadButton(value=f"{folder}/masks.zip", visible=True)
             yield own, f"{clip.count} frames followed.", video, masks
 
-    on(file.upload, opened, [file], [*view, frame, status, file, result, maps])
-    on(frame.release, moved, [state, frame], view)
-    on(shown.gesture, gesture, [state, number, tool, negative], view)
-    on(text.submit, written, [state, number, text], [*view, text])
-    on(refer.click, referred, [state, number, reference], view)
-    on(leave.click, said, [state, number], view)
-    on(undo.click, undone, [state], view)
-    on(run.click, followed, [state], [shown, status, result, maps])
-
 
 def _there(clip: Clip | None) -> Clip:
     if clip is None:
         raise ValueError("open a video first.")
     return clip
+
+
+def _ordered(clip: Clip | None, number: int, **what: Any) -> tuple:
+    """The view with one more order for an object, at the frame that is looked at."""
+    clip = _there(clip)
+    return _view(ordered(clip, Order(clip.frame, int(number), **what)))
 
 
 def _view(clip: Clip) -> tuple:
