@@ -157,10 +157,42 @@ def test_everything_references_options_and_the_download(
 
     until(lambda: page.find("#download").is_enabled(), "the download")
     page.find("#download").click()
-    saved = until(lambda: downloaded(downloads), "the file")
+    saved = until(lambda: downloaded(downloads, "results"), "the file")
     with zipfile.ZipFile(saved) as archive:
         content = json.loads(archive.read("object/annotations.json"))
     assert len(content["annotations"]) == len(desk.prediction)
+    assert page.complaints() == []
+
+
+@pytest.mark.slow
+def test_a_clip_is_marked_followed_and_taken_home(address, driver, downloads, tmp_path):
+    pytest.importorskip("av", reason="pip install -r requirements-video.txt")
+    from seem_jax.video import write_video
+
+    frames = [np.roll(picture(64, 96), 4 * number, axis=1) for number in range(6)]
+    write_video(tmp_path / "clip.mp4", frames, fps=6)
+    page = Page(driver, address, tmp_path)
+    page.press("button[role=tab]:nth-of-type(2)")
+    page.press("#clip-run")
+    page.says("open a video first")
+    with page.changes("#clip-board"):
+        page.upload(tmp_path / "clip.mp4", "#open-clip")
+    page.says("6 frames, 6 a second")
+    with page.changes("#clip-board"):
+        page.drag([(0.5, 0.5)], "#clip-board")
+    page.write("#clip-text", "<i>the disc</i>")
+    until(lambda: "<i>the disc</i>" in page.text("#clip-orders"), "the phrase, as text")
+    page.press("#clip-leave")
+    page.says("object 1 is not there yet")
+    page.shot("marked")
+    page.press("#clip-run")
+    page.says("6 frames followed")
+    until(lambda: page.find("#clip-result video").get_attribute("src"), "the result")
+    page.shot("followed")
+    page.find("#clip-masks").click()
+    saved = until(lambda: downloaded(downloads, "masks"), "the file")
+    with zipfile.ZipFile(saved) as archive:
+        assert len(archive.namelist()) == 6
     assert page.complaints() == []
 
 
@@ -220,7 +252,9 @@ def test_a_hostile_upload_is_refused_in_words_and_the_page_goes_on(
     assert len(studio.desks) == 1
 
 
-def downloaded(folder):
-    """The newest finished file in a folder."""
-    done = [file for file in folder.glob("*") if not file.name.endswith((".crdownload", ".tmp"))]
+def downloaded(folder, name=""):
+    """The newest finished file in a folder, of those whose names begin so."""
+    done = [
+        file for file in folder.glob(f"{name}*") if not file.name.endswith((".crdownload", ".tmp"))
+    ]
     return max(done, key=lambda file: file.stat().st_mtime, default=None)

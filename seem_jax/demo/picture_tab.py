@@ -190,6 +190,6 @@ def _parcel(desk: Desk) -> gr.DownloadButton:
     """The download button, with a fresh parcel where there is something to take home."""
     if desk.prediction is None and desk.everything is None:
         return gr.DownloadButton(value=None, interactive=False)
-    file = Path(desk.folder.name) / "masks.zip"  # Gradio takes a copy of its own
+    file = Path(desk.folder.name) / "results.zip"  # Gradio takes a copy of its own
     file.write_bytes(pictures.parcel(desk))
     return gr.DownloadButton(value=str(file), interactive=True)
