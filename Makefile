@@ -37,8 +37,9 @@ lint: .venv/.installed-dev
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-.venv/.installed-dev: requirements-dev.txt .venv/.installed
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+.venv/.installed-dev: requirements-dev.txt requirements-demo.txt .venv/.installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt \
+	  -r requirements-demo.txt
 	@touch $@
 
 .venv/bin/python:
