@@ -32,9 +32,7 @@ def note(event: str, duration: float, **_) -> None:
 @pytest.fixture(scope="module")
 def predictor():
     monitoring.register_event_duration_secs_listener(note)
-    made = tiny_predictor()
-    made.warm_up()
-    return made
+    return tiny_predictor()
 
 
 @pytest.fixture(scope="module")
