@@ -31,23 +31,23 @@ def get_config() -> Config:
         drop_path=0.0,
     )
     model.pixel_decoder = PixelDecoderConfig(
-        width=96, num_layers=1, num_heads=4, mlp_width=192, num_groups=8
+        width=64, num_layers=1, num_heads=4, mlp_width=192, num_groups=8
     )
     # From scratch the mean over words learns; an end token looked stuck.
     model.text = TextConfig(
         vocab_size=400,
         context_length=24,
-        width=96,
+        width=64,
         num_layers=2,
         num_heads=4,
-        projection=96,
+        projection=64,
         pooling="mean",
         causal=False,
         logit_scale=3.5,  # from 1, or 2.66 as in CLIP, names stay blurred for longer
         token_deviation=1.0,  # words start apart; from 0.02 all names of things fell into one
     )
     model.decoder = DecoderConfig(
-        width=96,
+        width=64,
         num_layers=3,
         num_heads=4,
         mlp_width=192,
@@ -57,7 +57,7 @@ def get_config() -> Config:
     )
 
     data = config.data
-    data.image_size = 128  # drawn at 96: finer maps see shapes sooner
+    data.image_size = 160  # drawn at 96: finer maps see shapes sooner, and follow their edges
     data.min_scale, data.max_scale = 1.0, 1.0  # a crop could make "leftmost" false
     data.max_objects = 10
     data.max_phrases = 4
@@ -83,8 +83,8 @@ def get_config() -> Config:
         names_train_text=False,  # else all names of things fall together before shapes are told apart
         region_class=6.0,
         region_phrase=4.0,
-        region_bce=4.0,
-        region_dice=4.0,
+        region_bce=5.0,
+        region_dice=5.0,
     )
     config.num_steps = 4100
     # A fifth of the time: the decoder then starts from maps that tell shapes apart.

@@ -26,7 +26,7 @@ COLORS = {  # RGB; far from each other and from the ground colours
     "white": (252, 252, 252),
 }
 TEXTURES = ("plain", "striped", "dotted")
-SIZES = {"small": (13.5, 15.5), "large": (20.0, 23.0)}  # range of the radius at REFERENCE_SIZE
+SIZES = {"small": (15.0, 17.0), "large": (21.5, 24.5)}  # range of the radius at REFERENCE_SIZE
 STUFF = ("sky", "grass", "water", "sand", "brick")
 
 # Never drawn together in train, val and the videos: naming them tests composition.
@@ -43,7 +43,7 @@ HELD_OUT = {
 PATTERN, RIM = 0.65, 0.15  # brightness of stripes and dots, and of the rim, as shares of the colour
 SHARED = 0.2  # chance that a thing takes the shape, and that it takes the colour, of another
 TILT = 0.2  # largest turn of a thing in radians; some shapes would be others upside down
-MIN_VISIBLE = 0.7  # share of a thing that stays visible when the scene is composed
+MIN_VISIBLE = 0.75  # share of a thing that stays visible when the scene is composed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _arc(radius: float, start: float, stop: float, center: float = 0.0) -> np.nd
 
 def _star() -> np.ndarray:
     turn = -np.pi / 2 + np.arange(10) * np.pi / 5
-    radius = np.where(np.arange(10) % 2 == 0, 1.2, 0.58)
+    radius = np.where(np.arange(10) % 2 == 0, 1.22, 0.62)
     return np.stack([radius * np.cos(turn), radius * np.sin(turn)], axis=-1)
 
 
@@ -104,7 +104,7 @@ def _heart() -> np.ndarray:
 
 
 def _moon() -> np.ndarray:
-    outer, inner, shift = 1.1, 0.9, 0.7  # two circles; the second is cut out of the first
+    outer, inner, shift = 1.12, 0.9, 0.75  # two circles; the second is cut out of the first
     x = (outer**2 - inner**2 + shift**2) / (2 * shift)
     tip = np.sqrt(outer**2 - x**2)
     a, b = np.arctan2(tip, x), np.arctan2(tip, x - shift)
@@ -113,13 +113,13 @@ def _moon() -> np.ndarray:
 
 
 def _cross() -> np.ndarray:
-    a, b = 1.05, 0.42
+    a, b = 1.05, 0.45
     arm = [(b, b), (b, a), (-b, a), (-b, b), (-a, b), (-a, -b), (-b, -b), (-b, -a), (b, -a)]
     return np.array([*arm, (b, -b), (a, -b), (a, b)])
 
 
 def _arrow() -> np.ndarray:
-    points = [(-1.15, -0.4), (0.1, -0.4), (0.1, -0.98), (1.2, 0.0)]
+    points = [(-1.15, -0.45), (0.1, -0.45), (0.1, -1.0), (1.2, 0.0)]
     return np.array(points + [(x, -y) for x, y in reversed(points[:-1])])
 
 
@@ -129,7 +129,7 @@ SHAPES = {  # closed outlines around (0, 0); a second outline is a hole
     "triangle": (np.array([(0.0, -1.2), (1.04, 0.6), (-1.04, 0.6)]),),
     "star": (_star(),),
     "cross": (_cross(),),
-    "ring": (_arc(1.05, 0, 2 * np.pi), _arc(0.5, 0, 2 * np.pi)),
+    "ring": (_arc(1.05, 0, 2 * np.pi), _arc(0.45, 0, 2 * np.pi)),
     "heart": (_heart(),),
     "moon": (_moon(),),
     "arrow": (_arrow(),),

@@ -251,24 +251,19 @@ def region_mean(features, batch, b, segment):
     return features[b][inside].mean(0) if inside.any() else None
 
 
-def test_region_losses_ask_the_heads_about_mean_features_of_segments_and_prompts(case):
-    _, visual, features, batch, table, phrases, _ = case
+def test_region_losses_ask_the_heads_about_the_mean_feature_of_each_segment(case):
+    _, _, features, batch, table, phrases, _ = case
 
     def heads(slots):
         return (2 * slots, -slots)  # mask embedding, class embedding
 
-    rng = np.random.default_rng(5)
-    shape = (3, *visual.prompt.shape, WIDTH)
-    visual = visual.replace(levels=tuple(jnp.asarray(rng.standard_normal(shape), jnp.float32)))
     weights, key = dataclasses.replace(CONFIG, region_class=1.5), jax.random.key(0)
-    got = region_terms(heads, features, visual, batch, table, phrases, SCALE, weights, key)
+    got = region_terms(heads, features, batch, table, phrases, SCALE, weights, key)
     _, _, features, batch, table, phrases, _ = jax.tree.map(np.asarray, case)
-    visual = jax.tree.map(np.asarray, visual)
-    num_objects, num_prompts = batch.objects.label.shape[1], visual.prompt_valid.shape[1]
     for number in (0, 1):
-        maps, tokens = features.levels[number + 1], visual.levels[number + 1]
-        embedding = np.zeros((IMAGES, num_objects + num_prompts, WIDTH), np.float32)
-        of_class, of_phrase, segments, prompts = [], [], [], []
+        maps = features.levels[number + 1]
+        embedding = np.zeros((*batch.objects.label.shape, WIDTH), np.float32)
+        of_class, of_phrase, segments = [], [], []
         for b in range(IMAGES):
             count = int(batch.objects.masks.valid[b].sum())
             means = [region_mean(maps, batch, b, segment) for segment in range(count)]
@@ -282,21 +277,17 @@ def test_region_losses_ask_the_heads_about_mean_features_of_segments_and_prompts
                 near = [unit(-means[segment]) @ unit(phrases[b, phrase]) for segment in seen]
                 named = -np.log(softmax(np.exp(SCALE) * np.array(near)))
                 of_phrase += [named[seen.index(phrase)]] if phrase in seen else []
-            for prompt in np.flatnonzero(batch.prompt_masks.valid[b]):
-                own = visual.valid[b] & (visual.prompt[b] == prompt)
-                if own.any():
-                    prompts.append((b, num_objects + prompt))
-                    embedding[prompts[-1]] = 2 * tokens[b, own].mean(0)
-        refs = (batch.objects.masks, batch.prompt_masks)
-        refs = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *refs)
-        key_of_map = jax.random.fold_in(key, number)
         bce, dice, _ = losses.masks.matched_losses(
-            key_of_map, jnp.asarray(embedding), features.mask, batch.planes, refs, weights
+            jax.random.fold_in(key, number),
+            jnp.asarray(embedding),
+            jnp.asarray(features.mask),
+            jnp.asarray(batch.planes),
+            batch.objects.masks,
+            weights,
         )
         want = {"class": np.mean(of_class), "phrase": np.mean(of_phrase)}
         for name, values in (("bce", bce), ("dice", dice)):
-            parts = [np.mean([values[place] for place in part]) for part in (segments, prompts)]
-            want[name] = np.mean(parts)
+            want[name] = np.mean([values[place] for place in segments])
         for name, value in want.items():
             np.testing.assert_allclose(
                 got[f"region/{name}"][number], value, rtol=RELATIVE, err_msg=name
@@ -304,9 +295,8 @@ def test_region_losses_ask_the_heads_about_mean_features_of_segments_and_prompts
 
 
 def test_no_region_loss_is_computed_where_none_has_a_weight(case):
-    _, visual, features, batch, table, phrases, _ = case
-    args = (None, features, visual, batch, table, phrases, SCALE, CONFIG, None)
-    assert region_terms(*args) == {}
+    _, _, features, batch, table, phrases, _ = case
+    assert region_terms(None, features, batch, table, phrases, SCALE, CONFIG, None) == {}
 
 
 # ------------------------------------------------------------------ what must not change it

@@ -20,7 +20,7 @@ from seem_jax.kernels.mask_planes import dense
 from seem_jax.losses import masks
 from seem_jax.losses.object import class_logits
 from seem_jax.losses.text import MAX_SCALE, normalise
-from seem_jax.types import Array, Batch, Features, MaskRefs, Objects, Phrases, VisualTokens
+from seem_jax.types import Array, Batch, Features, MaskRefs, Objects, Phrases
 
 Heads = Callable[[Array], tuple[Array, Array]]  # slots [B, N, D] -> mask and class embeddings
 
@@ -28,7 +28,6 @@ Heads = Callable[[Array], tuple[Array, Array]]  # slots [B, N, D] -> mask and cl
 def region_terms(
     heads: Heads,
     features: Features,
-    drawn: VisualTokens,
     batch: Batch,
     table: Array,
     phrase_embedding: Array,
@@ -39,51 +38,33 @@ def region_terms(
     """The unweighted terms "region/class", "phrase", "bce" and "dice", each float32 [2 maps].
 
     The means are taken of the two finer levels, which slots look at; on the coarsest, small segments
-    have no pixel. Masks are also asked of the mean token of each drawn prompt, in equal parts. Empty
-    when all weights in `config` are 0; table and phrase_embedding as in `losses.total_loss`.
+    have no pixel. Empty when all weights in `config` are 0; table and phrase_embedding as in
+    `losses.total_loss`.
     """
     if not any(getattr(config, f"region_{name}") > 0 for name in REGION_TERMS):
         return {}
     objects, values = batch.objects, []
-    refs = jax.tree.map(lambda *x: jnp.concatenate(x, 1), objects.masks, batch.prompt_masks)
-    for number in range(1, len(features.levels)):
-        level = features.levels[number]
+    named = (objects, batch.phrases, phrase_embedding, logit_scale)
+    for number, level in enumerate(features.levels[1:]):
         mean, seen = region_means(level, batch.planes, objects.masks)
-        token, has_points = token_means(drawn, drawn.levels[number])
-        mask_embedding, said = heads(jnp.concatenate([mean, token], axis=1))
+        mask_embedding, said = heads(mean)
         bce, dice, _ = masks.matched_losses(
             jax.random.fold_in(key, number),
             mask_embedding,
             features.mask,
             batch.planes,
-            refs,
+            objects.masks,
             config,
         )
-        count = seen.shape[1]
-        said, size = said[:, :count], level.shape[1:3]
-        named = (objects, batch.phrases, phrase_embedding, logit_scale)
-        counted = (seen, has_points & batch.prompt_masks.valid)
         values.append(
             {
                 "region/class": class_loss(said, seen, objects, table, logit_scale),
-                "region/phrase": phrase_loss(said, seen, batch.planes, size, *named),
-                "region/bce": _halves(bce, *counted),
-                "region/dice": _halves(dice, *counted),
+                "region/phrase": phrase_loss(said, seen, batch.planes, level.shape[1:3], *named),
+                "region/bce": _mean(bce, seen),
+                "region/dice": _mean(dice, seen),
             }
         )
     return jax.tree.map(lambda *maps: jnp.stack(maps), *values)
-
-
-def token_means(drawn: VisualTokens, tokens: Array) -> tuple[Array, Array]:
-    """(float32 [B, P, D] mean of tokens [B, K, D] over each prompt's points, bool [B, P] any point).
-
-    Meant for the first drawings of training, which all say "this object".
-    """
-    numbers = jnp.arange(drawn.prompt_valid.shape[1], dtype=jnp.int32)
-    member = (drawn.prompt[:, None] == numbers[None, :, None]) & drawn.valid[:, None]
-    member = member.astype(jnp.float32)
-    total = jnp.einsum("bpk,bkd->bpd", member, tokens.astype(jnp.float32))
-    return total / jnp.maximum(member.sum(-1, keepdims=True), 1.0), drawn.prompt_valid
 
 
 def region_means(features: Array, planes: Array, refs: MaskRefs) -> tuple[Array, Array]:
@@ -146,12 +127,6 @@ def masks_at_centres(planes: Array, refs: MaskRefs, height: int, width: int) -> 
 def _centres(coarse: int, fine: int) -> np.ndarray:
     """int64 [coarse], the fine pixel at the centre of each coarse one."""
     return ((np.arange(coarse) + 0.5) * fine / coarse).astype(np.int64)
-
-
-def _halves(loss: Array, *counted: Array) -> Array:
-    """The mean of the means of the parts of loss [B, M + P], counted bool [B, M] and [B, P]."""
-    parts = jnp.split(loss, [counted[0].shape[1]], axis=1)
-    return sum(_mean(part, which) for part, which in zip(parts, counted, strict=True)) / 2
 
 
 def _mean(loss: Array, counted: Array) -> Array:

@@ -166,11 +166,9 @@ def loss_and_metrics(
         loss, metrics = decoder(*inputs)
     else:
         loss, metrics = jax.lax.cond(number < config.encoder_steps, nothing, decoder, *inputs)
-    variables, num_prompts = {"params": params}, batch.prompt_masks.valid.shape[1]
     regions = region_terms(
-        lambda slots: model.apply(variables, slots, method="answer"),
+        lambda slots: model.apply({"params": params}, slots, method="answer"),
         features,
-        model.apply(variables, features, batch.strokes, num_prompts, method="encode_prompts"),
         batch,
         table,
         phrase_embedding,
