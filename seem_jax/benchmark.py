@@ -6,7 +6,9 @@ temporaries. That analysis counts the body of a loop once: the matrix products a
 every further turn of a loop of known length are added here, from the traced program. Simulated rounds
 are counted by themselves and taken `ROUNDS` times, the mean of 0 to max_rounds = 5.
 
-Suite `data` measures how fast records become training examples; see benchmark_data.py.
+Suite `data` measures how fast records become training examples; see benchmark_data.py. Suite
+`interactive` compares the interactive evaluation with a loop at batch 1; see benchmark_interactive.py.
+Suite `checkpoint` measures what saving costs; see benchmark_checkpoint.py.
 """
 
 from __future__ import annotations
@@ -26,7 +28,13 @@ import numpy as np
 from absl import app, flags
 from jax.sharding import Mesh
 
-from seem_jax import benchmark_data, interaction, sharding
+from seem_jax import (
+    benchmark_checkpoint,
+    benchmark_data,
+    benchmark_interactive,
+    interaction,
+    sharding,
+)
 from seem_jax import config as config_lib
 from seem_jax.config import Config, DataConfig
 from seem_jax.config_flag import CONFIG
@@ -35,7 +43,9 @@ from seem_jax.training import state as states
 from seem_jax.training.step import Vocabulary, make_train_step
 from seem_jax.types import Batch, MaskRefs, Memory, Objects, Phrases, VisualPrompts
 
-SUITE = flags.DEFINE_list("suite", ["operations"], "What to measure: operations, data.")
+SUITE = flags.DEFINE_list(
+    "suite", ["operations"], "What to measure: operations, data, interactive, checkpoint."
+)
 JSON = flags.DEFINE_string("json", None, "File to write the figures to.")
 
 ROUNDS = 2.5
@@ -264,7 +274,12 @@ def _vocabulary(config: Config) -> Vocabulary:
     )
 
 
-SUITES = {"operations": operations, "data": benchmark_data.run}
+SUITES = {
+    "operations": operations,
+    "data": benchmark_data.run,
+    "interactive": benchmark_interactive.run,
+    "checkpoint": benchmark_checkpoint.run,
+}
 
 
 def main(argv: list[str]) -> None:
