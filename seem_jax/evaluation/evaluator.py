@@ -40,9 +40,10 @@ def run(
 ) -> dict[str, float]:
     """The scores of the tasks of config.evaluation that have a data set, by name.
 
-    Writes WORKDIR/pictures/*.png, WORKDIR/samples/*.jsonl and WORKDIR/class_tables/*.npz. Keys: panoptic/pq and its kin,
-    referring/{text,text+click,unseen}/ciou, miou, p@.., interactive/click/iou@k and noc@t, and those
-    of the other tasks; percentages 0 to 100, NoC in clicks, NaN where nothing could be measured.
+    Writes WORKDIR/pictures/*.png, WORKDIR/samples/*.jsonl and WORKDIR/class_tables/*.npz. Keys:
+    panoptic/pq and its kin, referring/{text,text+click,unseen}/ciou, miou, p@..,
+    interactive/click/iou@k and noc@t, and those of the other tasks; percentages 0 to 100, NoC in
+    clicks, NaN where nothing could be measured.
     max_images (0: all) overrides config.evaluation.max_images.
     """
     tables = Path(workdir) / "class_tables"

@@ -45,6 +45,7 @@ class Trace:
     visual: VisualTokens | None
     negative: jax.Array | None  # [B, P, D], pooled like `visual.pooled`, at the negative points
     embedding: list  # [B, N, D], mask embeddings of all slots that look, before and after layers
+    sees: list  # bool [B, N, S], the pixels that slots were given in each layer
     cross: list  # [B, N, D]
     self_: list  # [B, N + tokens, D], in the official order
     ffn: list
@@ -83,7 +84,7 @@ def _traced(model, num_prompts, rules, params, features, inputs, blocked, flips)
         visual = encode(inputs.prompts, num_prompts)
         swapped = inputs.prompts.replace(positive=~inputs.prompts.positive)
         negative = encode(swapped, num_prompts).pooled
-    seen = {name: [] for name in ("embedding", "cross", "self", "ffn")}
+    seen = {name: [] for name in ("embedding", "sees", "cross", "self", "ffn")}
 
     def watch(call, args, kwargs, context):
         module, method = context.module, context.method_name
@@ -96,7 +97,7 @@ def _traced(model, num_prompts, rules, params, features, inputs, blocked, flips)
             seen["self"].append(result)
         return result
 
-    changed = replaced_masks(blocked, flips)
+    changed = replaced_masks(blocked, flips, seen["sees"])
     with (
         nn.intercept_methods(watch),
         nn.intercept_methods(changed),
@@ -132,15 +133,17 @@ def _traced(model, num_prompts, rules, params, features, inputs, blocked, flips)
             tokens = _visual_tokens(model, params, visual, inputs.prompts, i)
         own.append(official_order(read, tokens[0]))
         ffn.append(official_order(result, tokens[1]))
-    return Trace(outputs, visual, negative, seen["embedding"], seen["cross"], own, ffn)
+    return Trace(
+        outputs, visual, negative, seen["embedding"], seen["sees"], seen["cross"], own, ffn
+    )
 
 
-def replaced_masks(blocked: list | None, flips: jax.Array | None):
+def replaced_masks(blocked: list | None, flips: jax.Array | None, sees_of: list | None = None):
     """An interceptor under which each decoder layer sees other pixels than it would by itself.
 
-    blocked are official attention masks, bool [B, N, S] of each layer, without the rows of memory, which
+    blocked are attention masks, bool [B, N, S] of each layer; official ones have no rows of memory, which
     sees the masks of the last round. flips, int32 [F, 4], are (layer, image, slot, pixel) of bits of
-    our own masks to turn over; layer -1 is none.
+    our own masks to turn over; layer -1 is none. What each layer sees then is added to sees_of.
     """
     layers = iter(range(10**6))
 
@@ -155,6 +158,8 @@ def replaced_masks(blocked: list | None, flips: jax.Array | None):
         if flips is not None:
             here, places = flips[:, 0] == i, tuple(flips[:, 1:].T)
             sees = sees ^ jnp.zeros(sees.shape, bool).at[places].max(here, mode="drop")
+        if sees_of is not None:
+            sees_of.append(sees)
         return call(*given, sees, **kwargs)
 
     return change

@@ -316,7 +316,11 @@ def official_points(
 
 
 def _evaluate(run: Run, inputs, number, batch, sentences, config, draws, with_gradient):
-    """(weighted loss, terms, gradient of the decoder's parameters or None)."""
+    """(weighted loss, terms, gradient of the decoder's parameters or None).
+
+    Every layer sees what it saw in the run: this is another program, and its rounding could put a
+    bit on the other side.
+    """
     subject, features = run.subject, run.features
     model, params = subject.model, subject.params
     raw = [
@@ -328,11 +332,11 @@ def _evaluate(run: Run, inputs, number, batch, sentences, config, draws, with_gr
     for b, rows in enumerate(sentences):
         phrases[b, : len(rows)] = rows
 
-    def forward(decoder, mask, raw, inputs, batch, phrases, table, draws, flips):
+    def forward(decoder, mask, raw, inputs, batch, phrases, table, draws, blocked):
         variables = {"params": {**params, "decoder": decoder}}
         image = model.bind(variables).decoder.prepare(mask, raw)
         visual = model.apply(variables, image, inputs.prompts, number, method="encode_prompts")
-        with nn.intercept_methods(replaced_masks(None, flips)):
+        with nn.intercept_methods(replaced_masks(blocked, None)):
             outputs = model.apply(
                 variables,
                 image,
@@ -363,7 +367,7 @@ def _evaluate(run: Run, inputs, number, batch, sentences, config, draws, with_gr
             jnp.asarray(phrases),
             subject.table,
             draws,
-            run.flips,
+            [~sees for sees in run.trace.sees],
         )
     (loss, terms), gradient = found if with_gradient else (found, None)
     return loss, jax.device_get(terms), gradient

@@ -19,9 +19,8 @@ from tests.parity.subject import PRECISION
 MAX_TRIALS = 40
 LIKELY = 4.0  # largest Doubt.distance that is tried
 WORSE = 2.0  # times the median error of a slot: what makes one suspect
-MAX_ROWS = (
-    512  # of flips: one bit of a remembered mask counts for every slot and layer that sees it
-)
+# One bit of a remembered mask counts for every slot and layer that sees it.
+MAX_ROWS = 512
 GROUPS = {  # the stored final predictions that show what a group of slots has seen
     "object": ("masks", "captions", "logits"),
     "text": ("gmasks", "gtexts"),
