@@ -17,6 +17,8 @@ from data_prep.faults import FETCH, Fault, file_faults, text_problem
 from seem_jax.data.schema import run_pixels
 from seem_jax.image import MAX_PIXELS
 
+PNG_START = b"\x89PNG"
+MAX_IDS = 3  # of one PNG that are listed one by one
 SLACK = 1.0  # pixels that a polygon may lie outside its image, from rounding
 
 
@@ -78,6 +80,11 @@ def _panoptic_png(
             rows.note(where, "iscrowd", f"is {row['iscrowd']!r}, expected 0 or 1")
     if not path.is_file():
         return [*faults, Fault(str(path), label, "file_name", "the file does not exist", FETCH)]
+    with open(path, "rb") as file:
+        start = file.read(len(PNG_START))
+    if start != PNG_START and start:
+        text = f"no PNG, but a file that begins {start!r}; other kinds do not keep the ids"
+        return [*faults, Fault(str(path), label, "", text, FETCH)]
     pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if pixels is None:
         return [*faults, Fault(str(path), label, "", "no readable PNG; it may be cut off", FETCH)]
@@ -89,8 +96,12 @@ def _panoptic_png(
         faults.append(Fault(str(path), label, "height, width", text, CORRECT))
     ids = pixels[..., :3].astype(np.int64) @ np.array([65536, 256, 1])
     found = dict(zip(*(values.tolist() for values in np.unique(ids, return_counts=True))))
-    for identity in sorted(set(found) - set(by_id) - {0}):
+    unknown = sorted(set(found) - set(by_id) - {0})
+    for identity in unknown[:MAX_IDS]:
         text = f"id {identity} of the PNG ({found[identity]} pixels) is not in segments_info"
+        faults.append(Fault(str(path), label, "segments_info", text, CORRECT))
+    if len(unknown) > MAX_IDS:
+        text = f"{len(unknown) - MAX_IDS} more ids of the PNG are not in segments_info"
         faults.append(Fault(str(path), label, "segments_info", text, CORRECT))
     for identity in sorted(set(by_id) - set(found)):
         text = f"id {identity} of segments_info has no pixel in {path.name}"

@@ -48,10 +48,12 @@ def image_faults(data: bytes, suffix: str, size: object, where: tuple[str, str])
     if not data:
         return [Fault(*where, "image", "the image is empty (0 bytes)", FETCH)]
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            kind, found = picture.format, (picture.height, picture.width)
-            mode, frames = picture.mode, getattr(picture, "n_frames", 1)
-            turn = _orientation(picture)
+        with warnings.catch_warnings(record=True) as said:  # all that Pillow does for damaged EXIF
+            warnings.simplefilter("always")
+            with Image.open(io.BytesIO(data)) as picture:
+                kind, found = picture.format, (picture.height, picture.width)
+                mode, frames = picture.mode, getattr(picture, "n_frames", 1)
+                turn = _orientation(picture)
     except Exception as error:  # Pillow raises of every kind on a damaged header
         text = f"{len(data)} bytes, beginning {data[:8]!r}, are no image ({type(error).__name__})"
         return [Fault(*where, "image", text, FETCH)]
@@ -73,7 +75,7 @@ def image_faults(data: bytes, suffix: str, size: object, where: tuple[str, str])
             decode_image(data)
     except ValueError as error:
         faults.append(Fault(*where, "image", f"damaged or cut off ({error})", FETCH))
-    if turn is None:
+    if turn is None or any("EXIF" in str(warning.message) for warning in said):
         text = "its EXIF data are damaged, so viewers may turn the picture or refuse it"
         faults.append(Fault(*where, "image", text, "Remove them (exiftool -all= FILE)."))
     elif turn != 1:
@@ -102,12 +104,10 @@ def file_faults(path: Path, size: object, record: str) -> list[Fault]:
 
 def _orientation(picture: Image.Image) -> int | None:
     """The EXIF orientation, 1 for none; None where the EXIF data are damaged."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # Pillow only warns of damaged EXIF data
-        try:
-            return int(picture.getexif().get(ORIENTATION, 1))
-        except Exception:
-            return None
+    try:
+        return int(picture.getexif().get(ORIENTATION, 1))
+    except Exception:  # Pillow raises of every kind
+        return None
 
 
 def text_problem(text: str) -> str:

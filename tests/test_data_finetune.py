@@ -18,7 +18,6 @@ from tests import test_converters_custom as formats
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE = 64
-QUICK = "yolo"  # the format that the default run takes
 COLOURS = {"bolt": (220, 60, 40), "nut": (40, 90, 230)}
 
 PROGRAM = """
@@ -92,7 +91,7 @@ def toys(tmp_path_factory):
             write(folder / kind)
             things = formats.NAMES * (kind == "masks")
             custom.convert(folder / kind, folder / "records" / kind, "custom", things=things)
-        train(folder, QUICK, "start", 2, "")
+        train(folder, "coco", "start", 2, "")
         yield folder
 
 
@@ -112,13 +111,8 @@ def train(folder: Path, kind: str, name: str, steps: int, start_from: str) -> di
     return json.loads((workdir / "evaluation.json").read_text())
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        kind if kind == QUICK else pytest.param(kind, marks=pytest.mark.slow)
-        for kind in formats.WRITERS
-    ],
-)
+@pytest.mark.slow  # a minute of one core each, and another for what all start from
+@pytest.mark.parametrize("kind", formats.WRITERS)
 def test_fine_tuning_ends_better_than_it_began(toys, kind):
     before = json.loads((toys / "runs" / "start" / "evaluation.json").read_text())
     after = train(toys, kind, kind, 150, str(toys / "runs" / "start"))

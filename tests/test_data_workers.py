@@ -1,5 +1,6 @@
 """Workers that are killed or that wait are named, with the record they were reading; none is left over."""
 
+import concurrent.futures
 import dataclasses
 import os
 import signal
@@ -20,22 +21,25 @@ from tests.test_pipeline import (
     batches_of,
 )
 
-SLOW = 7  # the record that takes long
+SINGLE = dataclasses.replace(CONFIG, batch_size=1, num_threads=1)
 
 
 class SlowRecords(FakeRecords):
-    """One of them takes a minute to read, as from a disk that hangs."""
+    """The one that is read first takes long, as from a disk that hangs."""
 
-    seconds = 60
+    def __init__(self, seconds: float):
+        super().__init__(RECORDS)
+        self.seconds = seconds
+        self.slow = int(batches_of(SINGLE, 1)[0].sample_id[0])
 
     def __getitem__(self, item):
-        if item == SLOW:
+        if item == self.slow:
             time.sleep(self.seconds)
         return super().__getitem__(item)
 
 
 def start(splits, **changes):
-    config = dataclasses.replace(CONFIG, batch_size=1, num_threads=1, **changes)
+    config = dataclasses.replace(SINGLE, **changes)
     return pipeline.train_batches(config, FakeTokenizer(), templates=TEMPLATES, splits=splits)
 
 
@@ -52,27 +56,30 @@ def drain(batches) -> None:
         next(batches)
 
 
-def slow_reading(batches):
-    found = [one for one in batches.in_flight.now() if f"record {SLOW}" in one.record]
-    return found[0] if found else None
+def warnings_of(caplog, record: str) -> list[str]:
+    return [m for m in caplog.messages if f"has been reading {record} " in m]
+
+
+def slow_reading(batches, record: str):
+    return next((one for one in batches.in_flight.now() if one.record == record), None)
 
 
 def test_a_stalled_and_then_killed_worker_is_named_with_its_record(caplog):
-    batches = start([SlowRecords(RECORDS)], num_workers=2, stall_seconds=0.4)
-    batches.start_prefetch()
-    reading = wait_for(lambda: slow_reading(batches))
+    records = SlowRecords(seconds=60)
+    record = f"fake:train, record {records.slow}"
+    batches = start([records], num_workers=2, stall_seconds=0.4)
+    training = concurrent.futures.ThreadPoolExecutor(1).submit(drain, batches)
+    reading = wait_for(lambda: slow_reading(batches, record))
     assert reading.reader.startswith("worker ") and f"of 2 (process {reading.process})" in (
         reading.reader
     )
-    lines = wait_for(lambda: [m for m in caplog.messages if "has been reading" in m], 10)
-    assert f"{reading.reader} has been reading fake:train, record {SLOW} for" in lines[0]
+    assert wait_for(lambda: warnings_of(caplog, record), 10)
+    assert f"{reading.reader} has been reading {record} for" in warnings_of(caplog, record)[0]
     os.kill(reading.process, signal.SIGKILL)
-    begin = time.monotonic()
-    words = rf"worker \d of 2 \(process {reading.process}\) ended while it was reading fake:train, record {SLOW}\."
+    words = rf"worker \d of 2 \(process {reading.process}\) ended while it was reading {record}\."
     with pytest.raises(RuntimeError, match=words):
-        drain(batches)
-    assert time.monotonic() - begin < 10
-    assert sum("has been reading" in message for message in caplog.messages) == 1
+        training.result(timeout=10)
+    assert len(warnings_of(caplog, record)) == 1
     batches.close()
 
 
@@ -95,12 +102,12 @@ def test_a_worker_killed_at_any_moment_is_named(trial):
 
 
 def test_a_stall_in_a_thread_is_named_too(caplog):
-    records = SlowRecords(RECORDS)
-    records.seconds = 2
+    records = SlowRecords(seconds=2)
     batches = start([records], stall_seconds=0.2)
     batches.start_prefetch()
-    lines = wait_for(lambda: [m for m in caplog.messages if "has been reading" in m])
-    assert f"process {os.getpid()} has been reading fake:train, record {SLOW}" in lines[0]
+    record = f"fake:train, record {records.slow}"
+    (line,) = wait_for(lambda: warnings_of(caplog, record))
+    assert f"process {os.getpid()} has been reading {record}" in line
     batches.close()
     assert batches.in_flight.now() == []
 

@@ -56,8 +56,12 @@ def open_split(root: str | Path, spec: str) -> Split:
         raise ValueError(f"data set {spec!r}: expected 'name:split', as 'shapes_panoptic:train'.")
     directory = Path(root) / name / VERSION
     info_path, classes_path = directory / "dataset_info.json", directory / "classes.json"
-    if not info_path.is_file() or not classes_path.is_file():
-        raise ValueError(f"data set {name!r} is not (completely) in {root}. {_command(name, root)}")
+    for path in (info_path, classes_path):
+        if not path.is_file():
+            raise ValueError(
+                f"data set {name!r} is not (completely) in {root}: there is no {path}. "
+                f"{_command(name, root)}"
+            )
     lengths = _shard_lengths(info_path)
     if split not in lengths:
         raise ValueError(

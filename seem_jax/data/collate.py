@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -63,6 +64,7 @@ def evaluation_example(
 ) -> Batch:
     """The whole image in the square, all its phrases in order, the max_prompts largest segments
     as prompts that nobody has drawn yet."""
+    config = dataclasses.replace(config, keep_hidden=False)  # nothing to score without pixels
     image = drafts.decode(record)
     placement = transforms.fitted(image.shape[:2], config.image_size)
     draft = drafts.start(record, sample_id, image, placement, config)
