@@ -111,7 +111,7 @@ def test_a_run_told_to_stop_saves_and_says_how_to_go_on(broken):
 def test_nan_in_a_batch_stops_the_run_with_step_terms_and_records(broken):
     code, output = broken[1]["poisoned"]
     assert code == 1
-    message = output[output.index("FloatingPointError") :]
+    message = output[output.index("NotFiniteError") :]
     assert "step 8: " in message
     assert "object/class" in message
     assert "records [800, 801]" in message
