@@ -226,7 +226,7 @@ class FaultsConfig:
     # the batches after the bad one.
     not_finite: str = "abort"
     max_not_finite: int = 10  # skips in a row, or roll backs of one start, that are borne
-    stall_seconds: float = 600.0  # without progress inside the training loop, then all exit
+    stall_seconds: float = 1800.0  # without progress inside the training loop, then all exit
     phase_seconds: float = (
         7200.0  # the same while starting, compiling, and for a batch of evaluation
     )

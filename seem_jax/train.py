@@ -79,7 +79,11 @@ def train(config: Config) -> int:
         jax.config.update("jax_compilation_cache_dir", config.compile_cache)
     with Watchdog(config.faults, workdir / "stacks") as watchdog:
         try:
-            return _train(config, workdir, watchdog)
+            code = _train(config, workdir, watchdog)
+            with watchdog.phase("waiting for the others at the end"):
+                # One that leaves goes silent, which the others would take for its loss.
+                processes.meet("the end", config.faults.meet_seconds)
+            return code
         except Exception as error:
             if processes.several():
                 watchdog.failed(error)  # does not return

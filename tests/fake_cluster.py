@@ -31,7 +31,7 @@ def configuration(workdir, num_steps):
     config.num_steps = num_steps
     config.checkpoint_every = 3
     config.faults = FaultsConfig(
-        stall_seconds=15, phase_seconds=300, lost_seconds=15, meet_seconds=60
+        stall_seconds=15, phase_seconds=1200, lost_seconds=15, meet_seconds=60
     )
     config.data.batch_size = BATCH_SIZE
     config.data.min_scale, config.data.max_scale = 0.7, 1.5

@@ -17,7 +17,7 @@ import pytest
 from seem_jax import checkpoint, sharding, train
 from seem_jax.config import MeshConfig, load_config
 from seem_jax.models.seem import build
-from seem_jax.training import starting_weights
+from seem_jax.training import goodput, starting_weights
 from seem_jax.training import state as states
 from seem_jax.training.ledger import CompileCounter, Ledger, peak_bytes
 from seem_jax.training.progress import progress_line
@@ -111,7 +111,7 @@ def test_a_run_told_to_stop_saves_and_says_how_to_go_on(broken):
 def test_nan_in_a_batch_stops_the_run_with_step_terms_and_records(broken):
     code, output = broken[1]["poisoned"]
     assert code == 1
-    message = output[output.index("FloatingPointError") :]
+    message = output[output.index("NotFiniteError") :]
     assert "step 8: " in message
     assert "object/class" in message
     assert "records [800, 801]" in message
@@ -123,6 +123,19 @@ def test_a_finished_run_says_so(broken):
     assert code == 0
     assert "tiny is done: 8 steps" in output
     assert "step 1/" not in output
+
+
+def test_the_seconds_of_a_run_add_up_to_its_wall_time_over_kills_and_restarts(broken):
+    workdir = broken[0]
+    seconds = goodput.summary(workdir)
+    assert sum(seconds[kind] for kind in goodput.KINDS) == pytest.approx(seconds["wall"], rel=0.01)
+    lines = [json.loads(line) for line in (workdir / goodput.FILE).read_text().splitlines()]
+    assert [line["event"] for line in lines if "event" in line] == ["start"] * 4
+    ended = (workdir / "evaluation.json").stat().st_mtime
+    assert seconds["wall"] == pytest.approx(ended - lines[0]["time"], rel=0.02)
+    assert min(seconds[kind] for kind in ("productive", "compile", "start", "idle")) > 0
+    numbers = json.loads((workdir / "evaluation.json").read_text())
+    assert numbers["goodput/wall_seconds"] == seconds["wall"]
 
 
 def test_two_runs_cannot_share_a_work_folder(tmp_path):

@@ -1,0 +1,55 @@
+"""What the compiled training step sends between devices: gradients once, split parameters once, and nothing
+inside the loops of matching, sampling and simulated rounds."""
+
+import jax
+import pytest
+
+from seem_jax import sharding
+from seem_jax.config import MeshConfig
+from seem_jax.models.seem import build
+from seem_jax.training import state as states
+from seem_jax.training.step import Vocabulary, make_train_step
+from tests import hlo
+from tests.fakes import class_token_ids, fake_batch, tiny_config
+from tests.test_sharding import BATCH, QUICK
+
+
+def messages(sizes):
+    """(what the step of a tiny model sends, bytes of its parameters, whether it has loops)."""
+    config = tiny_config()
+    config.mesh, config.data.batch_size = MeshConfig(*sizes), BATCH
+    config.model.decoder.num_layers, config.max_rounds = 1, 1  # half the time to compile
+    mesh, model = sharding.make_mesh(config.mesh), build(config.model)
+    state = states.abstract(model, config, mesh)
+    whole, split = sharding.replicated(mesh), sharding.batch(mesh)
+    ids, valid = (
+        jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole) for x in class_token_ids(config)
+    )
+    names = Vocabulary(token_ids=ids, token_valid=valid, sentences=None)
+    batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), fake_batch(config, BATCH)
+    )
+    with sharding.use(mesh):
+        lowered = make_train_step(model, config, mesh).lower(state, batch, names)
+        text = lowered.compile(QUICK).as_text()
+    return hlo.messages(text), 4 * states.num_parameters(state.trainable), " while(" in text
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [(8, 1, 1), pytest.param((1, 8, 1), marks=pytest.mark.slow)],
+    ids=str,
+)
+def test_gradients_and_parameters_travel_once_and_loops_send_nothing(sizes):
+    sent, size, has_loops = messages(sizes)
+    assert has_loops
+    assert [message for message in sent if message.loop] == []
+    total = {kind: sum(m.size for m in sent if m.kind == kind) for kind in hlo.KINDS}
+    print(sizes, "parameters", size, total, len(sent))
+    fsdp = sizes[1]
+    reduced = total["all-reduce"] + total["reduce-scatter"] * fsdp
+    assert 0.9 * size <= reduced <= 1.5 * size
+    if fsdp > 1:
+        assert 0.5 * size <= total["all-gather"] <= 1.5 * size
+    else:
+        assert total["all-gather"] <= 0.05 * size
