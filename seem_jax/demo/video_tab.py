@@ -22,7 +22,7 @@ from seem_jax.demo.clips import (
     ordered,
 )
 from seem_jax.demo.studio import Sample, Studio, mark
-from seem_jax.demo.wiring import board, on, tools
+from seem_jax.demo.wiring import board, on, tools, upload_path
 
 SUFFIXES = [".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif"]
 SHOWN_EVERY = 5  # frames, while the clip is being followed
@@ -83,9 +83,7 @@ class _Events:
         self.studio = studio
 
     def opened(self, path: str | None) -> tuple:
-        if path is None:
-            raise ValueError("there is no file.")
-        clip = open_clip(self.studio, path)
+        clip = open_clip(self.studio, upload_path(path))
         said = f"{clip.count} frames, {clip.fps:.4g} a second."
         said += " The video is longer; the rest is left out." if clip.cut else ""
         slider = gr.Slider(maximum=max(clip.count - 1, 1), value=0, interactive=clip.count > 1)

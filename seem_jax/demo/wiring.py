@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 from seem_jax.demo.studio import TOOLS
 
@@ -46,11 +47,22 @@ def board(empty: str, name: str, tools: str) -> gr.HTML:
     )
 
 
-def uploaded(path: str | None, megabytes: float) -> bytes:
-    """An uploaded file, of which not more is read than is needed to refuse it."""
+def upload_path(path: str | None) -> Path:
+    """The path of an upload; ValueError for any other file of this machine.
+
+    Gradio checks what a page sends only for apps that `launch` started (6.31), and ours is not.
+    """
     if path is None:
         raise ValueError("there is no file.")
-    with open(path, "rb") as file:
+    place = Path(path).resolve()
+    if not place.is_relative_to(Path(get_upload_folder()).resolve()) or not place.is_file():
+        raise ValueError("the file was not uploaded by this page.")
+    return place
+
+
+def uploaded(path: str | None, megabytes: float) -> bytes:
+    """An uploaded file, of which not more is read than is needed to refuse it."""
+    with upload_path(path).open("rb") as file:
         return file.read(int(megabytes * 1e6) + 1)
 
 
