@@ -69,4 +69,11 @@ def server(studio: Studio, port: int) -> uvicorn.Server:
         theme=theme(),
         css=(HERE / "page.css").read_text(),
     )
-    return uvicorn.Server(uvicorn.Config(site, host=ADDRESS, port=port, log_level="warning"))
+    settings = uvicorn.Config(
+        site,
+        host=ADDRESS,
+        port=port,
+        log_level="warning",
+        timeout_graceful_shutdown=1,  # open pages hold a connection for ever
+    )
+    return uvicorn.Server(settings)
