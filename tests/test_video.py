@@ -212,6 +212,7 @@ def test_pictures_show_the_objects(predictor, frames):
     before = frames[0].copy()
     drawn = found.draw(frames[0])
     assert drawn.shape == frames[0].shape and (drawn != before).any()
+    assert found.draw(frames[0], 300).shape == (200, 300, 3)
     np.testing.assert_array_equal(frames[0], before)
     with pytest.raises(ValueError, match="the frame of this answer"):
         found.draw(picture(9, 9))
