@@ -85,21 +85,33 @@ def test_frames_of_changing_length_all_come(tmp_path):
     assert len(list(read_frames(tmp_path / "a.mkv"))) == 6
 
 
-def test_damaged_packets_are_counted_and_the_rest_is_read(tmp_path):
-    path = tmp_path / "a.avi"
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def pictures_in_a_video(path, count=20, damage=(), size=None):
+    """A video whose packets are PNG files, some of them damaged, or claiming another size."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("mjpeg", rate=30)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
-        for number in range(20):
+        stream = container.add_stream("png", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "rgb24"
+        for number in range(count):
             frame = av.VideoFrame.from_ndarray(picture(48, 64, number), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     data = bytearray(path.read_bytes())
-    for start in [n for n in range(len(data)) if data[n : n + 3] == b"\xff\xd8\xff"][4:7]:
-        data[start : start + 200] = bytes(200)
+    starts = [n for n in range(len(data)) if data[n : n + 8] == PNG]
+    for number in damage:
+        data[starts[number] : starts[number] + 30] = bytes(30)
+    for start in starts if size else ():
+        data[start + 16 : start + 24] = struct.pack(">2I", *size)
     path.write_bytes(bytes(data))
-    frames = read_frames(path)
-    assert (len(list(frames)), frames.skipped) == (17, 3)
+    return path
+
+
+def test_damaged_packets_are_counted_and_the_rest_is_read(tmp_path):
+    frames = read_frames(pictures_in_a_video(tmp_path / "a.mov", damage=(4, 5, 6)))
+    found = list(frames)
+    assert (len(found), frames.skipped) == (17, 3)
+    np.testing.assert_array_equal(found[4], picture(48, 64, 7))
 
 
 def test_a_cut_video_is_read_as_far_as_it_goes(tmp_path):
@@ -161,7 +173,7 @@ def broken(name: str, folder):
         data[start + 4 :] = bytes(len(data) - start - 4)
         path.write_bytes(bytes(data))
     elif name == "huge frames":
-        lying_mp4(path, b"avc1", 28, struct.pack(">HH", 65000, 65000))
+        pictures_in_a_video(folder / "bad.mov", size=(65000, 65000)).rename(path)
     elif name in ("play list", "concat list", "address list"):
         target = {"play list": b"good.mp4", "address list": b"http://127.0.0.1:9/x.mp4"}
         clip(good)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +38,7 @@ class Frames(Iterator[np.ndarray]):
 
     @property
     def skipped(self) -> int:
-        """Damaged packets that were left out so far. Their frames are missing, others follow."""
+        """Damaged packets and frames that were left out so far; others follow."""
         return self._source.skipped
 
     def __next__(self) -> np.ndarray:
@@ -46,6 +47,7 @@ class Frames(Iterator[np.ndarray]):
     def close(self) -> None:
         """Closes the file; reading to the end does so too."""
         self._frames.close()
+        self._source.files.close()
 
     def __enter__(self) -> Frames:
         return self
@@ -55,10 +57,11 @@ class Frames(Iterator[np.ndarray]):
 
 
 class _Source:
-    """What is known of a stream beside its frames."""
+    """What is known of a stream beside its frames, and what is to be closed after them."""
 
     def __init__(self, fps: float = 0.0, total: int | None = None):
         self.fps, self.total, self.skipped = fps, total, 0
+        self.files = contextlib.ExitStack()
 
 
 def read_frames(path: str | Path) -> Frames:
@@ -71,11 +74,13 @@ def read_frames(path: str | Path) -> Frames:
     path = _checked(path)
     if path.is_dir():
         return _folder(path)
-    av = load_av()
-    container, stream = _open(av, path)
+    av, source = load_av(), _Source()
+    with contextlib.ExitStack() as files:
+        stream = _open(av, path, files)
+        source.files = files.pop_all()  # nothing went wrong: they stay open
     rate = stream.average_rate
-    source = _Source(float(rate) if rate else 0.0, stream.frames or None)
-    return Frames(_decoded(av, container, stream, path, source), source)
+    source.fps, source.total = float(rate) if rate else 0.0, stream.frames or None
+    return Frames(_decoded(av, stream, path, source), source)
 
 
 def load_av() -> ModuleType:
@@ -123,49 +128,43 @@ def _folder(folder: Path) -> Frames:
     return Frames(frames, _Source(total=len(files)))
 
 
-def _open(av: ModuleType, path: Path):
-    """(container, its first video stream). The file is opened here, not by name within FFmpeg, which
+def _open(av: ModuleType, path: Path, files: contextlib.ExitStack):
+    """The first video stream of a file. The file is opened here, not by name within FFmpeg, which
     would take a name such as "concat:..." or "http:..." for an instruction."""
-    file = path.open("rb")
-    options = {"format_whitelist": READERS, "protocol_whitelist": "none"}
+    file = files.enter_context(path.open("rb"))
+    limit = {"max_pixels": str(MAX_PIXELS)}  # frames may be larger than the file says first
+    options = {"format_whitelist": READERS, "protocol_whitelist": "none"} | limit
     try:
         container = av.open(file, metadata_errors="ignore", options=options)
     except (ValueError, OSError, EOFError) as error:
-        file.close()
         raise ValueError(f"path {path} is no video that can be read ({error}).") from error
-    try:
-        if not container.streams.video:
-            raise ValueError(f"path {path} has no pictures: it holds sound or data alone.")
-        stream = container.streams.video[0]
-        codec = stream.codec_context
-        if codec is None:
-            raise ValueError(f"path {path} is packed in a way that nothing here can unpack.")
-        if codec.width * codec.height > MAX_PIXELS:
-            raise ValueError(
-                f"path {path} has frames of {codec.width} x {codec.height} pixels, more than the "
-                f"{MAX_PIXELS} allowed; shrink it."
-            )
-        codec.options = {"max_pixels": str(MAX_PIXELS)}  # frames may be larger than was said
-    except ValueError:
-        container.close()
-        file.close()
-        raise
-    return container, stream
+    files.enter_context(container)
+    if not container.streams.video:
+        raise ValueError(f"path {path} has no pictures: it holds sound or data alone.")
+    stream = container.streams.video[0]
+    codec = stream.codec_context
+    if codec is None:
+        raise ValueError(f"path {path} is packed in a way that nothing here can unpack.")
+    if codec.width * codec.height > MAX_PIXELS:
+        raise ValueError(
+            f"path {path} has frames of {codec.width} x {codec.height} pixels, more than the "
+            f"{MAX_PIXELS} allowed; shrink it."
+        )
+    codec.options = limit
+    return stream
 
 
-def _decoded(
-    av: ModuleType, container, stream, path: Path, source: _Source
-) -> Iterator[np.ndarray]:
+def _decoded(av: ModuleType, stream, path: Path, source: _Source) -> Iterator[np.ndarray]:
     count = 0
-    try:
-        packets = container.demux(stream)
+    with source.files:
+        packets = stream.container.demux(stream)
         while True:
             try:
-                packet = next(packets)
-            except StopIteration:
-                break
+                packet = next(packets, None)
             except (av.error.FFmpegError, EOFError):  # what follows cannot be found any more
                 source.skipped += 1
+                break
+            if packet is None:
                 break
             try:
                 frames = packet.decode()
@@ -173,14 +172,15 @@ def _decoded(
                 source.skipped += 1
                 continue
             for frame in frames:
+                if frame.is_corrupt:  # such as pictures before the first whole one
+                    source.skipped += 1
+                    continue
                 count += 1
                 yield _upright(frame)
         if not count:
             raise ValueError(
-                f"path {path} has no frame that can be read ({source.skipped} damaged packets)."
+                f"path {path} has no frame that can be read ({source.skipped} damaged parts)."
             )
-    finally:
-        container.close()
 
 
 def _upright(frame) -> np.ndarray:
