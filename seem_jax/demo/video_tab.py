@@ -121,7 +121,7 @@ class _Events:
             try:
                 for found in follow(self.studio, clip, folder):
                     if found.index % SHOWN_EVERY == 0:
-                        now = pictures.on_page(pictures.fitted(found.picture))
+                        now = pictures.on_page(found.picture)
                         said = f"frame {found.index + 1} of {clip.count} ..."
                         yield now, said, gr.skip(), gr.skip()
             except ValueError:
