@@ -147,6 +147,7 @@ def test_everything_references_options_and_the_download(
     assert desk.session.question()[1].reference.num_images == 1
 
     page.click(0.5, 0.5)
+    page.press("#names button")
     page.write("#things", "<b>cat</b>, dog, dog")
     until(lambda: desk.prediction.classes[:2] == ("<b>cat</b>", "dog"), "the new names")
     until(lambda: "cat" in page.text("#answers") or "dog" in page.text("#answers"), "names")

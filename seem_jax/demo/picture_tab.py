@@ -38,7 +38,9 @@ def picture_tab(studio: Studio) -> gr.State:
             everything = a_board("", "everything")
             inventory = gr.HTML(apply_default_css=False, elem_id="inventory")
         with gr.Column(scale=3, min_width=320):
-            file = a_file("Open a picture", studio, "open")
+            limits = studio.limits
+            most = f"{limits.megabytes:g} MB, {limits.megapixels:g} megapixels"
+            file = a_file(f"Open a picture (to {most})", "open")
             tool = tools("tools")
             negative = gr.Checkbox(label="This is not what I mean (negative)", elem_id="negative")
             text = gr.Textbox(
@@ -120,23 +122,16 @@ class _Events:
         return desk, *_view(desk, said if count else HOW["click"])
 
 
-def a_file(label: str, studio: Studio, name: str) -> gr.File:
+def a_file(label: str, name: str) -> gr.File:
     """A place to drop a picture."""
-    limits = studio.limits
-    return gr.File(
-        label=f"{label} (to {limits.megabytes:g} MB, {limits.megapixels:g} megapixels)",
-        file_types=SUFFIXES,
-        type="filepath",
-        height=170,
-        elem_id=name,
-    )
+    return gr.File(label=label, file_types=SUFFIXES, type="filepath", height=170, elem_id=name)
 
 
 def _options(studio: Studio) -> list[gr.Textbox | gr.Slider]:
     """Names of things and of regions, number of answers, lowest score."""
     naming = studio.predictor.naming
     things, stuff = naming.classes[: naming.num_things], naming.classes[naming.num_things :]
-    with gr.Accordion("Names and number of answers", open=False):
+    with gr.Accordion("Names and number of answers", open=False, elem_id="names"):
         return [
             gr.Textbox(", ".join(things), label="Names of things, with commas", elem_id="things"),
             gr.Textbox(", ".join(stuff), label="Names of regions (sky, grass)", elem_id="stuff"),
@@ -149,7 +144,7 @@ def _reference(studio: Studio, tool: gr.Radio, negative: gr.Checkbox) -> tuple[g
     """(the reference picture with its marks, the button that asks for what it shows)."""
     state = gr.State(None, time_to_live=studio.limits.seconds)
     with gr.Accordion("Show it on another picture", open=False, elem_id="reference"):
-        file = a_file("A picture that shows it", studio, "open-reference")
+        file = a_file("A picture that shows it", "open-reference")
         board = a_board("Open a picture, then mark the object on it.", "reference-board", "tools")
         with gr.Row():
             clear = gr.Button("Clear marks", size="md", elem_id="clear-reference")
