@@ -18,7 +18,7 @@ Of a video (a file, or with --video a folder of frames) the prompts mean an obje
 which is followed from there; each --text is an object, and without a prompt all things on that frame
 are. Instead of pictures there are, in the output folder:
 
-    NAME.mp4             the video with masks and names
+    NAME.mp4             the video, a small one enlarged, with masks and names
     masks/NAME/00000.png one index map per frame, a palette PNG as in DAVIS: 0 none, else the object
     NAME.jsonl           one line per frame: objects, scores, names, areas
 """

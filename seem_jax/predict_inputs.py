@@ -43,7 +43,7 @@ def read_file(path: Path, flag: str) -> bytes:
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise ValueError(f"{flag} {path} has {size} bytes, more than the {MAX_BYTES} allowed.")
-    return path.readread_file()
+    return path.read_bytes()
 
 
 def read_prompts(options: argparse.Namespace) -> Prompts:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from seem_jax.image import decode_index_png
 from seem_jax.predict_inputs import read_file, split_names
-from seem_jax.predict_outputs import Writer
+from seem_jax.predict_outputs import DRAWN_SIDE, Writer
 from seem_jax.predictor import Predictor, Prompts
 from seem_jax.video import VideoFrame, VideoPredictor, VideoWriter, read_frames, save_davis
 from seem_jax.video.writing import FPS, VOID
@@ -40,7 +40,7 @@ def answer_video(
         ):
             for picture, found in _answers(tracker, shown, asked, options):
                 save_davis(writer.folder / "masks" / name, found)
-                video.add(found.draw(picture))
+                video.add(found.draw(picture, max(DRAWN_SIDE, *picture.shape[:2])))
                 note(_line(found))
         if frames.skipped:
             raise ValueError(f"{frames.skipped} damaged parts were left out; the rest is answered.")

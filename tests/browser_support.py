@@ -16,7 +16,7 @@ from seem_jax.demo.studio import Studio
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
-PATIENCE = 30.0  # seconds for anything to appear
+PATIENCE = 60.0  # seconds for anything to appear
 
 
 @contextlib.contextmanager
@@ -34,7 +34,7 @@ def served(studio: Studio) -> Iterator[str]:
         until(lambda: server.started)
         yield f"http://{app.ADDRESS}:{port}"
     finally:
-        server.should_exit = server.force_exit = True
+        server.should_exit = True
         thread.join(PATIENCE)
 
 
@@ -163,6 +163,7 @@ class Page:
         """Writes a picture of the whole page."""
         height = self.driver.execute_script("return document.documentElement.scrollHeight")
         self.driver.set_window_size(1280, max(1100, min(height + 160, 3000)))
+        time.sleep(0.4)  # messages fade in
         self.driver.save_screenshot(str(self.pictures / f"{name}.png"))
 
     def complaints(self) -> list[str]:

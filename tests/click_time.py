@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from seem_jax.config import load_config
-from seem_jax.predictor import Predictor
+from seem_jax.predictor import Predictor, Prompts
 from tests import parity_support
 from tests.parity.subject import CONFIGS
 from tests.predictor_support import WordTokenizer
@@ -52,11 +52,26 @@ def main() -> None:
         note("click", session.predict)
         if number % 8 == 7:
             session.reset()
-    figures = {"device": jax.devices()[0].device_kind, "side": predictor.side}
+    figures = {
+        "device": jax.devices()[0].device_kind,
+        "side": predictor.side,
+        "click_gflop": round(click_flop(predictor, picture) / 1e9, 2),
+    }
     for name in ("encode", "click", "encode_cpu", "click_cpu"):
         for share in (50, 95):
             figures[f"{name}_p{share}_seconds"] = round(np.percentile(times[name][1:], share), 3)
     print(json.dumps(figures, indent=1))
+
+
+def click_flop(predictor: Predictor, picture: np.ndarray) -> float:
+    """Operations of the program that answers a click, by the compiler's cost analysis."""
+    image = predictor.encode(picture)
+    asked = Prompts(points=[[5, 5]])
+    drawn = predictor.decoding.draw(asked, image.placement)
+    row = predictor.decoding.row(image, asked, drawn, None)
+    rows = jax.tree.map(lambda leaf: np.asarray(leaf)[None], row)
+    program = predictor.programs.answer.lower(predictor.params, (image.features,), rows)
+    return program.compile().cost_analysis()["flops"]
 
 
 if __name__ == "__main__":

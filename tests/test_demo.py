@@ -83,7 +83,12 @@ def test_gestures_are_prompts_in_pixels_of_the_picture():
     np.testing.assert_array_equal(click.points, [[30, 40]])  # where the button was let go
     assert click.point_labels == [False]
     assert mark("click", [[2.0, -1.0]]).prompts(size).points.tolist() == [[119, 0]]
-    assert mark("box", [[0.5, 0.75], [0.25, 0.25]]).prompts(size).box == [30, 20, 61, 61]
+    assert mark("box", [[0.5, 0.75], [0.9, 0.1], [0.25, 0.25]]).prompts(size).box == [
+        30,
+        20,
+        61,
+        61,
+    ]
     assert mark("box", [[0.0, 0.0], [1.0, 1.0]]).prompts(size).box == [0, 0, 120, 80]
     line = mark("scribble", [[0.0, 0.0], [1.0, 1.0]], positive=False).prompts(size)
     assert line.scribble[0].tolist() == [[0, 0], [119, 79]]

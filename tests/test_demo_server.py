@@ -10,6 +10,7 @@ import uuid
 
 import psutil
 import pytest
+from PIL import Image
 
 from seem_jax.demo.studio import Limits, Studio
 from tests.browser_support import served, until
@@ -18,6 +19,8 @@ from tests.test_demo import png
 
 gradio = pytest.importorskip("gradio", reason="pip install -r requirements-demo.txt")
 import httpx  # noqa: E402 - comes with gradio
+
+from seem_jax.demo import wiring  # noqa: E402
 
 MEGABYTE = 10**6
 
@@ -52,10 +55,10 @@ def sent(client, place: int, data: list) -> dict:
     return messages[-1]
 
 
-def place_of(client, event: str) -> int:
-    """The place of the first event of a kind."""
+def places_of(client, event: str) -> list[int]:
+    """The places of all events of a kind, that of the picture last but one."""
     events = client.get("/config").json()["dependencies"]
-    return next(one["id"] for one in events if one["targets"][0][1] == event)
+    return [one["id"] for one in events if one["targets"][0][1] == event]
 
 
 def test_the_page_asks_no_other_server_and_offers_no_tunnel(client):
@@ -98,20 +101,36 @@ def test_files_of_the_machine_are_not_served(client, path):
     assert "root:" not in answer.text
 
 
-def test_a_path_that_was_not_uploaded_is_nobodys_picture(client, studio):
-    place = place_of(client, "upload")
-    for path in ("/etc/passwd", "docs/shapes.png", "/tmp/../etc/passwd"):
-        file = {"path": path, "meta": {"_type": "gradio.FileData"}}
-        answer = sent(client, place, [file, None])
-        assert not answer["success"]
-        assert "root:" not in json.dumps(answer)
+def test_a_path_that_was_not_uploaded_is_nobodys_picture(client, studio, tmp_path, monkeypatch):
+    Image.fromarray(picture()).save(tmp_path / "private.png")
+    monkeypatch.chdir(tmp_path)
+    for place in places_of(client, "upload"):
+        for path in ("/etc/passwd", "private.png", str(tmp_path / "private.png"), "/dev/zero"):
+            file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+            for data in ([file], [file, None]):
+                answer = json.dumps(sent(client, place, data))
+                assert "data:image" not in answer
+                assert "root:" not in answer
     assert studio.desks == ()
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "pyproject.toml", "../x.png", "", None])
+def test_our_own_check_of_paths_stands_by_itself(path):
+    with pytest.raises(ValueError, match=r"not uploaded|no file"):
+        wiring.upload_path(path)
+
+
+def test_gradio_checks_paths_too(client, tmp_path):
+    """It raises, where our own check would show a message: so its check is on."""
+    Image.fromarray(picture()).save(tmp_path / "private.png")
+    file = {"path": str(tmp_path / "private.png"), "meta": {"_type": "gradio.FileData"}}
+    assert not sent(client, places_of(client, "upload")[1], [file, None])["success"]
 
 
 def test_an_uploaded_picture_opens_and_the_answer_names_no_path_of_ours(client, studio):
     path = uploaded(client, "a.png", png(picture())).json()[0]
     file = {"path": path, "meta": {"_type": "gradio.FileData"}}
-    answer = sent(client, place_of(client, "upload"), [file, None])
+    answer = sent(client, places_of(client, "upload")[1], [file, None])
     assert answer["success"], answer
     assert len(studio.desks) == 1
     assert "data:image/jpeg;base64," in json.dumps(answer)
@@ -123,7 +142,7 @@ def test_a_picture_at_rest_is_put_away(studio):
     with served(resting) as address, httpx.Client(base_url=address, timeout=60) as client:
         path = uploaded(client, "a.png", png(picture())).json()[0]
         file = {"path": path, "meta": {"_type": "gradio.FileData"}}
-        assert sent(client, place_of(client, "upload"), [file, None])["success"]
+        assert sent(client, places_of(client, "upload")[1], [file, None])["success"]
         until(lambda: not resting.desks, "the end of a desk at rest")
     assert len(resting.pool) == resting.pool.nbytes == 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import os
@@ -325,3 +326,15 @@ def test_tricks_with_paths_reach_nothing(run, frames, tmp_path, capsys, flag):
         assert status == 1 and "Traceback" not in errors, trick
         assert errors.startswith("error: ") or "\nerror: " in errors, trick
     assert state() == before
+
+
+def test_no_code_calls_a_shell():
+    root = Path(predict.__file__).parents[1]
+    files = [path for name in ("seem_jax", "data_prep") for path in (root / name).rglob("*.py")]
+    assert len(files) > 100
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute):
+                assert node.attr not in ("system", "popen", "getoutput"), path
+            if isinstance(node, ast.keyword):
+                assert node.arg != "shell", path

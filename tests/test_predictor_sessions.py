@@ -140,6 +140,7 @@ def test_users_of_a_pool_get_what_they_get_alone(predictor, count, turns):
             answers.append(session.predict())
         solo.append(answers)
     one = predictor.encode(image_of[0]).nbytes
+    del session
     gc.collect()
     held = sum(array.nbytes for array in jax.live_arrays())
     pool = SessionPool(predictor, max_bytes=int(2.5 * one))

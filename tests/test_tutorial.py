@@ -16,6 +16,7 @@ import shlex
 import subprocess
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -88,7 +89,15 @@ def command(line: str) -> None:
     else:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", [module, *arguments])
-            assert not importlib.import_module(module).main(), line
+            assert not status(importlib.import_module(module).main), line
+
+
+def status(main: Callable) -> object:
+    """What a program ends with; 0, False or None where all went well."""
+    try:
+        return main()
+    except SystemExit as end:
+        return end.code
 
 
 def first_batch(config: Config) -> None:

@@ -54,9 +54,11 @@ def server(studio: Studio, port: int) -> uvicorn.Server:
     site = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     # A page elsewhere may lead its name to this address; requests under such a name are refused.
     site.add_middleware(TrustedHostMiddleware, allowed_hosts=[ADDRESS, "localhost"])
+    page = build(studio)
+    page.has_launched = True  # else Gradio leaves out its checks of the paths that a page sends
     gr.mount_gradio_app(
         site,
-        build(studio),
+        page,
         path="",
         server_name=ADDRESS,
         server_port=port,
@@ -67,4 +69,11 @@ def server(studio: Studio, port: int) -> uvicorn.Server:
         theme=theme(),
         css=(HERE / "page.css").read_text(),
     )
-    return uvicorn.Server(uvicorn.Config(site, host=ADDRESS, port=port, log_level="warning"))
+    settings = uvicorn.Config(
+        site,
+        host=ADDRESS,
+        port=port,
+        log_level="warning",
+        timeout_graceful_shutdown=1,  # open pages hold a connection for ever
+    )
+    return uvicorn.Server(settings)

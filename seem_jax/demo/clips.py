@@ -15,11 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from seem_jax.demo import draw
 from seem_jax.demo.pictures import side_of
 from seem_jax.demo.studio import Mark, Sample, Studio
 from seem_jax.predictor import Reference
-from seem_jax.video import Frames, VideoFrame, VideoPredictor, VideoWriter, read_frames, save_davis
+from seem_jax.video import Frames, VideoPredictor, VideoWriter, read_frames, save_davis
 
 MAX_OBJECTS = 20
 MAX_FRAMES = 1000  # of a clip; the rest is left out, in words
@@ -136,24 +135,12 @@ def follow(studio: Studio, clip: Clip, folder: str | Path) -> Iterator[Followed]
             with studio.lock:
                 _obey(tracker, clip, index, frame)
                 found = tracker.push(frame)
-            picture = overlaid(frame, found)
+            picture = found.draw(frame, side_of(frame))
             video.add(picture)
             file = save_davis(folder, found)
             maps.write(file, f"masks/{file.name}")
             file.unlink()
             yield Followed(index, picture, found.object_ids)
-
-
-def overlaid(frame: np.ndarray, found: VideoFrame) -> np.ndarray:
-    """The frame with masks and names, enlarged where letters would not fit into it."""
-    side = side_of(frame)
-    if side <= max(frame.shape[:2]):
-        return found.draw(frame)
-    large = draw.fit(frame, side)
-    masks = np.zeros((len(found), *large.shape[:2]), bool)
-    for index, mask in enumerate(found.masks):
-        masks[index] = draw.fit(mask, side)
-    return dataclasses.replace(found, masks=masks).draw(large)
 
 
 def _obey(tracker: VideoPredictor, clip: Clip, index: int, frame: np.ndarray) -> None:

@@ -15,7 +15,7 @@ import gradio as gr
 
 from seem_jax.demo import pictures
 from seem_jax.demo.studio import Desk, Sample, Studio, mark, names
-from seem_jax.demo.wiring import HOW, SUFFIXES, aside, on, tools, uploaded
+from seem_jax.demo.wiring import HOW, SUFFIXES, aside, on, on_upload, tools, uploaded
 from seem_jax.demo.wiring import board as a_board
 
 
@@ -35,10 +35,12 @@ def picture_tab(studio: Studio) -> gr.State:
                 download = gr.DownloadButton(
                     "Download", size="md", interactive=False, elem_id="download"
                 )
-            everything = gr.HTML(apply_default_css=False, elem_id="everything")
+            everything = a_board("", "everything")
             inventory = gr.HTML(apply_default_css=False, elem_id="inventory")
         with gr.Column(scale=3, min_width=320):
-            file = a_file("Open a picture", studio, "open")
+            limits = studio.limits
+            most = f"{limits.megabytes:g} MB, {limits.megapixels:g} megapixels"
+            file = a_file(f"Open a picture (to {most})", "open")
             tool = tools("tools")
             negative = gr.Checkbox(label="This is not what I mean (negative)", elem_id="negative")
             text = gr.Textbox(
@@ -50,7 +52,7 @@ def picture_tab(studio: Studio) -> gr.State:
 
     do = _Events(studio)
     view = [state, board, answers, hint, download]
-    on(file.upload, do.opened, [file, state], [*view, file, text, everything, inventory])
+    on_upload(file, do.opened, [file, state], [*view, text, everything, inventory])
     on(board.gesture, do.drawn, [state, tool, negative, *options], view)
     on(text.submit, do.said, [state, text, *options], view)
     on(undo.click, do.undone, [state, *options], [*view, text])
@@ -73,7 +75,7 @@ class _Events:
     def opened(self, path: str | None, desk: Desk | None) -> tuple:
         fresh = self.studio.open(uploaded(path, self.studio.limits.megabytes))
         self.studio.close(desk)
-        return fresh, *_view(fresh, HOW["click"]), None, "", "", ""
+        return fresh, *_view(fresh, HOW["click"]), "", None, ""
 
     def drawn(
         self, event: gr.EventData, desk: Desk | None, tool: str, negative: bool, *options: Any
@@ -99,8 +101,7 @@ class _Events:
 
     def cut(self, desk: Desk | None, things: str, stuff: str) -> tuple:
         self.studio.cut(desk, names(things), names(stuff))
-        source = pictures.as_source(pictures.segments(desk))
-        shown = f'<div class="frame"><img class="board" alt="segments" src="{source}"></div>'
+        shown = pictures.on_page(pictures.segments(desk))
         return desk, shown, pictures.inventory(desk), _parcel(desk)
 
     def answered(
@@ -121,23 +122,16 @@ class _Events:
         return desk, *_view(desk, said if count else HOW["click"])
 
 
-def a_file(label: str, studio: Studio, name: str) -> gr.File:
+def a_file(label: str, name: str) -> gr.File:
     """A place to drop a picture."""
-    limits = studio.limits
-    return gr.File(
-        label=f"{label} (to {limits.megabytes:g} MB, {limits.megapixels:g} megapixels)",
-        file_types=SUFFIXES,
-        type="filepath",
-        height=170,
-        elem_id=name,
-    )
+    return gr.File(label=label, file_types=SUFFIXES, type="filepath", height=170, elem_id=name)
 
 
 def _options(studio: Studio) -> list[gr.Textbox | gr.Slider]:
     """Names of things and of regions, number of answers, lowest score."""
     naming = studio.predictor.naming
     things, stuff = naming.classes[: naming.num_things], naming.classes[naming.num_things :]
-    with gr.Accordion("Names and number of answers", open=False):
+    with gr.Accordion("Names and number of answers", open=False, elem_id="names"):
         return [
             gr.Textbox(", ".join(things), label="Names of things, with commas", elem_id="things"),
             gr.Textbox(", ".join(stuff), label="Names of regions (sky, grass)", elem_id="stuff"),
@@ -150,7 +144,7 @@ def _reference(studio: Studio, tool: gr.Radio, negative: gr.Checkbox) -> tuple[g
     """(the reference picture with its marks, the button that asks for what it shows)."""
     state = gr.State(None, time_to_live=studio.limits.seconds)
     with gr.Accordion("Show it on another picture", open=False, elem_id="reference"):
-        file = a_file("A picture that shows it", studio, "open-reference")
+        file = a_file("A picture that shows it", "open-reference")
         board = a_board("Open a picture, then mark the object on it.", "reference-board", "tools")
         with gr.Row():
             clear = gr.Button("Clear marks", size="md", elem_id="clear-reference")
@@ -159,10 +153,10 @@ def _reference(studio: Studio, tool: gr.Radio, negative: gr.Checkbox) -> tuple[g
             )
 
     def view(sample: Sample) -> tuple:
-        return sample, pictures.as_source(pictures.sample(sample))
+        return sample, pictures.on_page(pictures.sample(sample))
 
     def opened(path: str | None) -> tuple:
-        return *view(Sample(studio.read(uploaded(path, studio.limits.megabytes)))), None
+        return view(Sample(studio.read(uploaded(path, studio.limits.megabytes))))
 
     def drawn(event: gr.EventData, sample: Sample | None, tool: str, negative: bool) -> tuple:
         if sample is None:
@@ -172,9 +166,9 @@ def _reference(studio: Studio, tool: gr.Radio, negative: gr.Checkbox) -> tuple[g
         return view(Sample(sample.picture, [*sample.marks, fresh]))
 
     def cleared(sample: Sample | None) -> tuple:
-        return (None, "") if sample is None else view(Sample(sample.picture))
+        return (None, None) if sample is None else view(Sample(sample.picture))
 
-    on(file.upload, opened, [file], [state, board, file])
+    on_upload(file, opened, [file], [state, board])
     on(board.gesture, drawn, [state, tool, negative], [state, board])
     on(clear.click, cleared, [state], [state, board])
     return state, shown
@@ -182,8 +176,8 @@ def _reference(studio: Studio, tool: gr.Radio, negative: gr.Checkbox) -> tuple[g
 
 def _view(desk: Desk, hint: str) -> tuple:
     """(picture, list of answers, hint, parcel) of a desk."""
-    source = pictures.as_source(pictures.board(desk))
-    return source, pictures.answers(desk), hint, _parcel(desk)
+    shown = pictures.on_page(pictures.board(desk))
+    return shown, pictures.answers(desk), hint, _parcel(desk)
 
 
 def _parcel(desk: Desk) -> gr.DownloadButton:

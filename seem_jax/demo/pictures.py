@@ -73,10 +73,11 @@ def marked(shown: np.ndarray, marks: Iterable[Mark]) -> np.ndarray:
     return shown
 
 
-def as_source(shown: np.ndarray) -> str:
-    """A picture as the source of an <img>."""
+def on_page(shown: np.ndarray) -> dict[str, str | int]:
+    """A picture as the page shows it: source and size, so that nothing moves while it loads."""
     data = simplejpeg.encode_jpeg(np.ascontiguousarray(shown), 92, "RGB", "444")
-    return "data:image/jpeg;base64," + base64.b64encode(data).decode()
+    source = "data:image/jpeg;base64," + base64.b64encode(data).decode()
+    return {"src": source, "width": shown.shape[1], "height": shown.shape[0]}
 
 
 def answers(desk: Desk) -> str:

@@ -83,6 +83,7 @@ def mark(tool: Any, where: Any, positive: bool = True) -> Mark:
     corners = numbers(where, "gesture", expected)
     if corners.ndim != 2 or corners.shape[1] != 2 or not 0 < len(corners) <= MAX_CORNERS:
         raise ValueError(f"gesture has shape {corners.shape}; expected {expected}.")
+    corners = corners[[0, -1]] if tool == "box" and len(corners) > 1 else corners
     return Mark(tool, np.clip(corners, 0.0, 1.0), bool(positive))
 
 
@@ -144,7 +145,10 @@ class Studio:
                 f"the file has {len(data) / 1e6:.1f} MB; this server takes {self.limits.megabytes:g}."
             )
         most = int(self.limits.megapixels * 1e6)
-        return decode_image(data, max_pixels=most, upright=True, name="the picture")
+        try:
+            return decode_image(data, max_pixels=most, upright=True, name="the picture")
+        except ValueError as error:  # without what Pillow adds of objects in memory
+            raise ValueError(str(error).partition(" (cannot identify")[0]) from error
 
     def open(self, data: bytes) -> Desk:
         """A desk with this picture on it."""

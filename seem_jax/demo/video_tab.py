@@ -22,7 +22,7 @@ from seem_jax.demo.clips import (
     ordered,
 )
 from seem_jax.demo.studio import Sample, Studio, mark
-from seem_jax.demo.wiring import board, on, tools
+from seem_jax.demo.wiring import board, on, on_upload, tools, upload_path
 
 SUFFIXES = [".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif"]
 SHOWN_EVERY = 5  # frames, while the clip is being followed
@@ -66,7 +66,7 @@ def video_tab(studio: Studio, reference: gr.State) -> None:
     view = [state, shown, orders]
 
     do = _Events(studio)
-    on(file.upload, do.opened, [file], [*view, frame, status, file, result, maps])
+    on_upload(file, do.opened, [file], [*view, frame, status, result, maps])
     on(frame.release, do.moved, [state, frame], view)
     on(shown.gesture, do.drawn, [state, number, tool, negative], view)
     on(text.submit, do.written, [state, number, text], [*view, text])
@@ -83,14 +83,12 @@ class _Events:
         self.studio = studio
 
     def opened(self, path: str | None) -> tuple:
-        if path is None:
-            raise ValueError("there is no file.")
-        clip = open_clip(self.studio, path)
+        clip = open_clip(self.studio, upload_path(path))
         said = f"{clip.count} frames, {clip.fps:.4g} a second."
         said += " The video is longer; the rest is left out." if clip.cut else ""
         slider = gr.Slider(maximum=max(clip.count - 1, 1), value=0, interactive=clip.count > 1)
         hidden = gr.Video(visible=False), gr.DownloadButton(visible=False)
-        return *_view(clip), slider, said, None, *hidden
+        return *_view(clip), slider, said, *hidden
 
     def moved(self, clip: Clip | None, frame: int) -> tuple:
         return _view(look_at(_there(clip), int(frame)))
@@ -123,9 +121,9 @@ class _Events:
             try:
                 for found in follow(self.studio, clip, folder):
                     if found.index % SHOWN_EVERY == 0:
-                        source = pictures.as_source(pictures.fitted(found.picture))
+                        now = pictures.on_page(found.picture)
                         said = f"frame {found.index + 1} of {clip.count} ..."
-                        yield source, said, gr.skip(), gr.skip()
+                        yield now, said, gr.skip(), gr.skip()
             except ValueError:
                 yield own, "Not followed.", gr.skip(), gr.skip()
                 raise
@@ -148,7 +146,7 @@ def _ordered(clip: Clip | None, number: int, **what: Any) -> tuple:
 
 def _view(clip: Clip) -> tuple:
     """(state, frame with its marks, list of orders)."""
-    source = pictures.as_source(pictures.sample(Sample(clip.picture, marks_at(clip))))
+    source = pictures.on_page(pictures.sample(Sample(clip.picture, marks_at(clip))))
     rows = [
         f"<tr><td>{order.frame}</td><td>{order.object_id}</td><td>{html.escape(order.said)}</td></tr>"
         for order in clip.orders

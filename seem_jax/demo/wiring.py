@@ -10,10 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import gradio as gr
+from gradio.events import Dependency
+from gradio.utils import get_upload_folder
 
 from seem_jax.demo.studio import TOOLS
 
 HERE = Path(__file__).parent
+QUIET = {"api_visibility": "private", "show_progress": "hidden"}  # of every event
 SUFFIXES = [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"]
 HOW = {
     "click": "Click on the object. Shift or the right button: on what it is not.",
@@ -21,11 +24,12 @@ HOW = {
     "scribble": "Hold the button and scribble on the object. With Shift: on what it is not.",
     "outline": "Hold the button and draw around the object.",
 }
-_BOARD = (
-    '${value ? `<div class="frame"><img class="board" src="${value}" draggable="false" alt="picture">'
-    '<svg viewBox="0 0 1 1" preserveAspectRatio="none"><polyline points=""/></svg></div>`'
-    ' : `<div class="empty">${empty}</div>`}'
-)
+_BOARD = """${value ? `
+<div class="frame" style="width: min(100%, ${value.width}px, 78vh * ${value.width / value.height})">
+  <img class="board" src="${value.src}" draggable="false" alt="picture"
+       style="aspect-ratio: ${value.width} / ${value.height}">
+  <svg viewBox="0 0 1 1" preserveAspectRatio="none"><polyline points=""/></svg>
+</div>` : `<div class="empty">${empty}</div>`}"""
 
 
 def tools(name: str) -> gr.Radio:
@@ -33,12 +37,16 @@ def tools(name: str) -> gr.Radio:
     return gr.Radio(list(TOOLS), value=TOOLS[0], label="Tool", elem_id=name)
 
 
-def board(empty: str, name: str, tools: str) -> gr.HTML:
-    """A picture to draw on; its event `gesture` carries where, and whether it was negative."""
+def board(empty: str, name: str, tools: str = "") -> gr.HTML:
+    """A picture of `pictures.on_page`, or None.
+
+    With the elem_id of tools, one can draw on it: its event `gesture` carries where, and whether it
+    was negative.
+    """
     return gr.HTML(
-        "",
+        None,
         html_template=_BOARD,
-        js_on_load=(HERE / "board.js").read_text(),
+        js_on_load=(HERE / "board.js").read_text() if tools else None,
         apply_default_css=False,
         empty=empty,
         tools=f"#{tools}",
@@ -46,11 +54,22 @@ def board(empty: str, name: str, tools: str) -> gr.HTML:
     )
 
 
-def uploaded(path: str | None, megabytes: float) -> bytes:
-    """An uploaded file, of which not more is read than is needed to refuse it."""
+def upload_path(path: str | None) -> Path:
+    """The path of an upload; ValueError for any other file of this machine.
+
+    Gradio checks what a page sends only for apps that `launch` started (6.31), and ours is not.
+    """
     if path is None:
         raise ValueError("there is no file.")
-    with open(path, "rb") as file:
+    place = Path(path).resolve()
+    if not place.is_relative_to(Path(get_upload_folder()).resolve()) or not place.is_file():
+        raise ValueError("the file was not uploaded by this page.")
+    return place
+
+
+def uploaded(path: str | None, megabytes: float) -> bytes:
+    """An uploaded file, of which not more is read than is needed to refuse it."""
+    with upload_path(path).open("rb") as file:
         return file.read(int(megabytes * 1e6) + 1)
 
 
@@ -59,7 +78,7 @@ def aside(function: Callable) -> Callable:
     return lambda value: threading.Thread(target=function, args=(value,)).start()
 
 
-def on(event: Callable, function: Callable, inputs: list, outputs: list) -> None:
+def on(event: Callable, function: Callable, inputs: list, outputs: list) -> Dependency:
     """Binds a function to an event; a ValueError becomes a message and changes nothing."""
 
     @functools.wraps(function)
@@ -77,7 +96,12 @@ def on(event: Callable, function: Callable, inputs: list, outputs: list) -> None
             yield _told(error)
 
     friendly = step_by_step if inspect.isgeneratorfunction(function) else once
-    event(friendly, inputs, outputs, api_visibility="private", show_progress="hidden")
+    return event(friendly, inputs, outputs, **QUIET)
+
+
+def on_upload(file: gr.File, function: Callable, inputs: list, outputs: list) -> None:
+    """Binds a function to an upload; afterwards there is room for the next, whatever became of it."""
+    on(file.upload, function, inputs, outputs).then(lambda: None, None, file, **QUIET)
 
 
 def _told(error: ValueError) -> object:

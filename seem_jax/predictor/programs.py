@@ -140,7 +140,7 @@ def _answer(
     text, phrase = None, rows.phrase
     if phrase is not None:
         belongs = jnp.where(visual.prompt_valid, 0, -1)  # [n, 1]
-        there = jnp.ones((len(rows.points), 1), bool)
+        there = jnp.ones((rows.points.shape[0], 1), bool)
         text = text_tokens(phrase.tokens[:, None], phrase.valid[:, None], there, belongs)
     outputs = apply("decode", params, features, text, visual, memory, objects=False)
     slots = outputs.visual if phrase is None else outputs.text

@@ -113,7 +113,7 @@ class Prediction:
         Its longer edge is `side` pixels, or as it was: letters do not fit into small pictures.
         """
         _same_size(image, self.masks.shape[1:])
-        image, shown = _sized(image, self.masks, side)
+        image, shown = sized(image, self.masks, side)
         tags = [
             f"{name or text or ''} {score:.2f}".strip()
             for name, text, score in zip(self.names, self.texts, self.scores, strict=True)
@@ -167,7 +167,7 @@ class PanopticPrediction:
         """A copy of the image with every segment in the colour of its class; as `Prediction.draw`."""
         _same_size(image, self.segmentation.shape)
         masks = [self.segmentation == segment.id for segment in self.segments]
-        image, masks = _sized(image, masks, side)
+        image, masks = sized(image, masks, side)
         names = [self.classes[segment.category] for segment in self.segments]
         seen: list[str] = []
         colours = []
@@ -188,7 +188,7 @@ class SemanticPrediction:
         """A copy of the image with every class in its colour; as `Prediction.draw`."""
         _same_size(image, self.labels.shape)
         there = np.unique(self.labels).tolist()
-        image, masks = _sized(image, [self.labels == label for label in there], side)
+        image, masks = sized(image, [self.labels == label for label in there], side)
         coloured = draw.overlay(image, masks, [draw.colour(label) for label in there])
         return draw.names(coloured, masks, [self.classes[label] for label in there])
 
@@ -213,7 +213,7 @@ def polygons_of(mask: np.ndarray) -> list[np.ndarray]:
     return [ring[:, 0].astype(np.float32) for ring in rings if len(ring) >= 3]
 
 
-def _sized(
+def sized(
     image: np.ndarray, masks: Sequence[np.ndarray], side: int | None
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """The image and its masks with a longer edge of `side` pixels, or as they are."""

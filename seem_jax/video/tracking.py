@@ -25,6 +25,7 @@ from seem_jax.predictor import MaskMemory, Predictor, Prompts, Reference, checks
 from seem_jax.predictor.decoding import EncodedImage
 from seem_jax.predictor.programs import Answers
 from seem_jax.predictor.prompts import joined
+from seem_jax.predictor.results import sized
 from seem_jax.video.reading import read_frames
 
 GIVEN = np.float32(1e6)  # logit of a mask that somebody gave: above all that a model says
@@ -52,16 +53,20 @@ class VideoFrame:
             labels[mask] = number
         return labels
 
-    def draw(self, frame: np.ndarray) -> np.ndarray:
-        """A copy of the frame uint8 [H, W, 3] with each object in its own colour, and its name."""
+    def draw(self, frame: np.ndarray, side: int | None = None) -> np.ndarray:
+        """A copy of the frame uint8 [H, W, 3] with each object in its own colour, and its name.
+
+        Its longer edge is `side` pixels, or as it was: letters do not fit into small pictures.
+        """
         if frame.shape != (*self.masks.shape[1:], 3) or frame.dtype != np.uint8:
             raise ValueError(
                 f"frame is {frame.dtype} {frame.shape}; expected uint8 "
                 f"{(*self.masks.shape[1:], 3)}, the frame of this answer."
             )
+        frame, masks = sized(frame, self.masks, side)
         colours = [draw.colour(number) for number in self.object_ids]
         tags = [name or str(n) for name, n in zip(self.names, self.object_ids, strict=True)]
-        return draw.names(draw.overlay(frame, self.masks, colours), self.masks, tags)
+        return draw.names(draw.overlay(frame, masks, colours), masks, tags)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
