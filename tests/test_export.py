@@ -65,7 +65,12 @@ def folder(predictor, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("export") / "deep" / "model"
     tokenizer = path.parents[1] / "t.model"
     tokenizer.write_bytes(b"tokenizer")
-    return export_model(predictor, path, tokenizer=tokenizer)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command.Predictor, "from_checkpoint", lambda *_, **__: predictor)
+        call = ["--checkpoint=run", f"--output={path}", f"--tokenizer={tokenizer}"]
+        assert command.main(call) == 0
+    assert [each.name for each in path.parent.iterdir()] == ["model"]
+    return path
 
 
 def test_the_loader_is_thirty_lines_of_jax_and_numpy(folder):

@@ -28,12 +28,13 @@ from seem_jax.data import transforms
 from seem_jax.models.language.tokenizer import Tokenizer
 from seem_jax.models.seem import build
 from seem_jax.predictor import checks, everything
-from seem_jax.predictor.decoding import Decoding, EncodedImage, Question, Reply
+from seem_jax.predictor.decoding import Decoding, EncodedImage, Question
 from seem_jax.predictor.naming import Naming
 from seem_jax.predictor.programs import MAX_ANSWERS, Programs
 from seem_jax.predictor.prompts import MaskMemory, Prompts, prompts_of
 from seem_jax.predictor.reference import Reference
 from seem_jax.predictor.results import PanopticPrediction, Prediction, SemanticPrediction
+from seem_jax.predictor.selection import select
 from seem_jax.predictor.session import Session, SessionPool, answer_sessions
 from seem_jax.predictor.texts import Texts, default_classes
 
@@ -222,7 +223,7 @@ class Predictor:
             self.texts.table(vocabulary)  # a name that cannot be read is told before work begins
         replies = self.decoding.ask(questions)
         return [
-            self._prediction(image, reply, vocabulary, top_k, threshold)
+            select(image, reply, self.naming, vocabulary, top_k, threshold)
             for (image, _), reply in zip(questions, replies, strict=True)
         ]
 
@@ -372,44 +373,6 @@ class Predictor:
         if self.image is None:
             raise ValueError("no image: call set_image(image) first.")
         return self.image
-
-    def _prediction(
-        self,
-        image: EncodedImage,
-        reply: Reply,
-        vocabulary: tuple[str, ...],
-        top_k: int,
-        threshold: float,
-    ) -> Prediction:
-        chosen = []
-        for answer in reply.answers:
-            good = np.flatnonzero(answer.valid & (answer.score >= threshold))[:top_k]
-            chosen.append(jax.tree.map(lambda array, good=good: array[good], answer))
-        score, quality, logits, embedding = (
-            np.concatenate([getattr(part, name) for part in chosen])
-            for name in ("score", "quality", "logits", "embedding")
-        )
-        masks = np.zeros((len(score), *image.size), bool)
-        for index, low in enumerate(logits):
-            masks[index] = everything.enlarge(low, image.placement) > 0
-        labels = np.full(len(score), -1, np.int32)
-        probabilities = np.zeros((len(score), 0), np.float32)
-        if vocabulary:
-            probabilities = self.naming.of_masks(image, logits, vocabulary)
-            labels = probabilities.argmax(-1).astype(np.int32)
-        counts = [len(part.score) for part in chosen]
-        return Prediction(
-            masks=masks,
-            scores=score,
-            quality=quality,
-            texts=tuple(text for text, n in zip(reply.texts, counts) for _ in range(n)),
-            logits=logits,
-            memories=tuple(MaskMemory(row) for row in embedding),
-            classes=vocabulary,
-            labels=labels,
-            probabilities=probabilities,
-            dropped_points=reply.dropped,
-        )
 
     def _named_objects(self, names: tuple[str, ...]):
         """(current image, class probability [Q, C], object answers); the last class is none."""
