@@ -108,7 +108,7 @@ def first_batch(config: Config) -> None:
     assert params
     batches = train_batches(config.data, Tokenizer(config.data.tokenizer), templates=("{}",))
     try:
-        assert len(next(batches).images) == config.data.batch_size
+        assert len(next(batches).image) == config.data.batch_size
     finally:
         batches.close()
 
