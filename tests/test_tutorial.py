@@ -66,7 +66,8 @@ def blocks(*, slow: bool = True) -> list[tuple[str, str, int]]:
 def make_run(config: Config) -> None:
     """A work folder runs/shapes below the current one, with random parameters."""
     config.workdir, config.compile_cache = "runs/shapes", ""
-    config.data.root, config.data.tokenizer = "data/shapes/records", "data/tokenizer.model"
+    config.data.root = "data/shapes/records"
+    config.data.tokenizer = "data/shapes/records/tokenizer.model"
     classes = Path(config.data.root, config.data.train[0].partition(":")[0], catalog.VERSION)
     classes.mkdir(parents=True)
     (classes / "classes.json").write_text(json.dumps({"names": CLASSES, "num_things": 3}))
@@ -107,7 +108,7 @@ def first_batch(config: Config) -> None:
     assert params
     batches = train_batches(config.data, Tokenizer(config.data.tokenizer), templates=("{}",))
     try:
-        assert len(next(batches).images) == config.data.batch_size
+        assert len(next(batches).image) == config.data.batch_size
     finally:
         batches.close()
 
@@ -185,7 +186,7 @@ def test_the_tour_runs_with_the_model_of_the_quickstart_and_trains(folder):
         if "seem_jax.train" not in line:
             command(line)
             return
-        options = "--config.num_steps=2 --config.data.tokenizer=data/tokenizer.model"
+        options = "--config.num_steps=2"
         done = subprocess.run(
             [sys.executable, *shlex.split(line)[1:], *options.split()],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
