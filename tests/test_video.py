@@ -306,7 +306,7 @@ def play(tracker, count: int, every: int) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("count", "every"), [(200, 10), pytest.param(10_000, 500, marks=pytest.mark.slow)]
+    ("count", "every"), [(300, 30), pytest.param(10_000, 500, marks=pytest.mark.slow)]
 )
 def test_memory_is_flat_while_objects_come_and_go(predictor, count, every):
     tracker = VideoPredictor(predictor)
