@@ -8,6 +8,6 @@ def get_config() -> Config:
     config = shapes.get_config()
     config.name = "shapes_long"
     config.workdir = "runs/shapes_long"
-    config.num_steps = 20_000
-    config.optimizer.warmup_steps = 800
+    config.num_steps = 14_000
+    config.optimizer.warmup_steps = 560
     return config

@@ -418,6 +418,12 @@ def _validate_training(config: Config) -> None:
         or any(getattr(config.loss, f"region_{name}") > 0 for name in REGION_TERMS),
         "0 where all of loss.region_* are 0: the encoders had nothing to learn",
     )
+    _need(
+        config,
+        "encoder_steps",
+        config.encoder_steps < config.num_steps,
+        f"fewer than num_steps = {config.num_steps}: the decoder would not learn",
+    )
     _need(config, "max_rounds", config.max_rounds >= 0, "0 or more")
     fits = not config.may_be_fresh or bool(config.start_from)
     _need(config, "may_be_fresh", fits, "none, since config.start_from is empty")

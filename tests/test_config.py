@@ -86,6 +86,10 @@ def test_the_full_size_training_step_has_static_shapes():
         (lambda c: setattr(c.data, "prompt_kinds", ("dot",)), r"data.prompt_kinds.*scribble"),
         (lambda c: setattr(c.optimizer, "schedule", "linear"), r"optimizer.schedule = 'linear'"),
         (lambda c: setattr(c, "num_steps", 0), r"num_steps = 0"),
+        (
+            lambda c: setattr(c, "encoder_steps", 6),
+            r"encoder_steps = 6: .*fewer than num_steps = 6",
+        ),
         (lambda c: setattr(c.model.text, "num_heads", 0), r"model.text.num_heads = 0"),
         (lambda c: setattr(c.model.decoder, "rules", "all"), r'"official", "composed" or "shared"'),
         (lambda c: setattr(c.model, "dtype", "float16"), r'dtype = .*"float32" or "bfloat16"'),

@@ -39,10 +39,10 @@ ROOT = Path(__file__).resolve().parents[1]
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 BLOCK = re.compile(r"^```(\w+)( slow)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_RUN = {"pip install -r requirements-demo.txt", "pip install -r requirements-video.txt"}
-CLASSES = ("star", "moon", "bowtie", "sky", "brick")
+CLASSES = ("star", "moon", "ring", "sky", "sand", "water")
 SENTENCES = (  # whose words become pieces of the tokenizer, so that phrases are short
-    *("the pink star", "the blue moon", "the white bowtie", "the yellow ring", "the shape"),
-    *(f"a photo of a {name}." for name in ("sky", "brick", "red", "orange", "green", "purple")),
+    *("the purple star", "the purple moon", "the white star", "the yellow ring", "the shape"),
+    *(f"a photo of a {name}." for name in ("sky", "sand", "water", "red", "orange", "green")),
 )
 
 
