@@ -56,6 +56,12 @@ def drain(batches) -> None:
         next(batches)
 
 
+def enlisted(batches) -> list[int]:
+    """The process numbers of the workers that have begun."""
+    paths = batches.in_flight.directory.glob("*-name.reading")
+    return sorted(int(path.name.partition("-")[0]) for path in paths)
+
+
 def warnings_of(caplog, record: str) -> list[str]:
     return [m for m in caplog.messages if f"has been reading {record} " in m]
 
@@ -88,11 +94,9 @@ def test_a_stalled_and_then_killed_worker_is_named_with_its_record(caplog):
 def test_a_worker_killed_at_any_moment_is_named(trial):
     batches = start([RECORDS], num_workers=2)
     next(batches)
+    assert wait_for(lambda: len(enlisted(batches)) == 2)
     time.sleep(float(np.random.default_rng(trial).uniform(0, 0.5)))
-    workers = sorted(
-        int(path.name.partition("-")[0])
-        for path in batches.in_flight.directory.glob("*-name.reading")
-    )
+    workers = enlisted(batches)
     os.kill(workers[trial % 2], signal.SIGKILL)
     begin = time.monotonic()
     with pytest.raises(RuntimeError, match=rf"\(process {workers[trial % 2]}\) ended while it was"):
