@@ -6,8 +6,12 @@ mask is read at a fixed number of points, most of them where the prediction is c
 
 from __future__ import annotations
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from seem_jax.config import LossConfig
 from seem_jax.kernels.mask_planes import sample_masks
@@ -74,9 +78,26 @@ def uncertain_points(
         candidates = jax.random.uniform(for_candidates, (*lead, num_candidates, 2))
     if rest is None:
         rest = jax.random.uniform(for_rest, (*lead, config.num_points - num_uncertain, 2))
-    _, chosen = jax.lax.top_k(-jnp.abs(read_maps(logits, candidates)), num_uncertain)
+    chosen = _largest(-jnp.abs(read_maps(logits, candidates)), num_uncertain)
     certain_not = jnp.take_along_axis(candidates, chosen[..., None], axis=2)
     return jnp.concatenate([certain_not, rest], axis=2)
+
+
+def _largest(values: Array, count: int) -> Array:
+    """int32 [B, M, count], where the largest of values [B, M, K] are, found by each device for its own
+    images: left alone, XLA gathers the whole batch for a top_k."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in mesh.axis_names if axis != "tensor")
+    parts = math.prod(mesh.shape[axis] for axis in axes)
+    find = functools.partial(_top_places, count=count)
+    if parts == 1 or values.shape[0] % parts:
+        return find(values)
+    spread = PartitionSpec(axes)
+    return jax.shard_map(find, in_specs=spread, out_specs=spread, check_vma=False)(values)
+
+
+def _top_places(values: Array, count: int) -> Array:
+    return jax.lax.top_k(values, count)[1]
 
 
 def stride4_logits(embedding: Array, mask_features: Array) -> Array:
