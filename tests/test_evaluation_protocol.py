@@ -360,8 +360,19 @@ def owners_file(path: Path) -> pycocotools.coco.COCO:
         return pycocotools.coco.COCO(str(path))
 
 
-def test_a_file_without_annotations_is_named(tmp_path):
+def test_annotations_that_do_not_fit_are_named(tmp_path, monkeypatch):
     path = tmp_path / "none.json"
+    path.write_text('{"images": [{"id": 5, "height": 4, "width": 4}], "annotations": []}')
+    split = FakeSplit([record(0, 64, 64, 8)])
+    monkeypatch.setattr(base.catalog, "open_split", lambda root, name: split)
+    monkeypatch.setattr(base, "Tokenizer", FakeTokenizer)
+    config = only(tiny_config(), "instance", instance_annotations=str(path))
+    params = {"logit_scale": jnp.float32(4.0)}
+    with pytest.raises(ValueError, match=r"none\.json has no image 0 \(0\.png\)"):
+        evaluator.run(Oracle(), params, config, workdir=tmp_path)
+    path.write_text('{"images": [], "annotations": [{"id": 8, "image_id": 3}]}')
+    with pytest.raises(ValueError, match=r"none\.json, annotation 8"):
+        read_annotations(path)
     path.write_text('{"images": []}')
     with pytest.raises(ValueError, match=r"none\.json is no COCO instance file.*annotations"):
         read_annotations(path)

@@ -40,7 +40,7 @@ def test_sessions_at_once_have_the_curves_of_a_loop_at_batch_one(scenes, kind):
     assert len(want) > 20
     # Float32 sums in another order: a pixel at the threshold may flip, and IoUs differ by 1 / area.
     np.testing.assert_allclose(got, want, atol=2e-3)
-    assert np.std(want) > 0.01
+    assert np.ptp(want) > 0.1
 
 
 @pytest.mark.slow

@@ -40,6 +40,7 @@ ANYTHING = {
     "predict",
     "benchmark",
     "benchmark_data",
+    "benchmark_interactive",
     "config_flag",
     "convert",
     "demo",

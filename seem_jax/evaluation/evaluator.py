@@ -25,7 +25,8 @@ from seem_jax.evaluation import sheets
 from seem_jax.evaluation.results import Result, Store
 from seem_jax.evaluation.tasks.base import Context, Task
 from seem_jax.evaluation.tasks.clicks import KINDS, Interactive
-from seem_jax.evaluation.tasks.everything import Instances, Panoptic, Semantic
+from seem_jax.evaluation.tasks.everything import Panoptic, Semantic
+from seem_jax.evaluation.tasks.instances import Instances
 from seem_jax.evaluation.tasks.phrases import WAYS, Referring
 from seem_jax.evaluation.tasks.video import Video
 

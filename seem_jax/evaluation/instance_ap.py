@@ -83,7 +83,8 @@ def average_precision(
 
 
 def read_annotations(path: str | Path) -> dict[int, list[dict]]:
-    """image_id -> {category_id, iscrowd, area, rle} of each annotation of a COCO instance file.
+    """image_id -> {category_id, iscrowd, area, rle} of each annotation of a COCO instance file, [] for
+    an image without any.
 
     Raises ValueError naming the file, and the annotation, for anything else.
     """
@@ -93,7 +94,7 @@ def read_annotations(path: str | Path) -> dict[int, list[dict]]:
         rows = table["annotations"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no COCO instance file ({error!r}).") from error
-    out: dict[int, list[dict]] = {}
+    out: dict[int, list[dict]] = {image: [] for image in sizes}
     for row in rows:
         try:
             shape, size = row["segmentation"], sizes[row["image_id"]]
@@ -109,7 +110,7 @@ def read_annotations(path: str | Path) -> dict[int, list[dict]]:
             }
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}, annotation {row.get('id')}: {error!r}.") from error
-        out.setdefault(row["image_id"], []).append(kept)
+        out[row["image_id"]].append(kept)
     return out
 
 

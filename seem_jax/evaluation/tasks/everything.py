@@ -1,24 +1,21 @@
-"""What the object queries say: panoptic segments, instances, a class for every pixel."""
+"""What the object queries say of every pixel: panoptic segments, classes. instances.py has the rest."""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from pycocotools import mask as coco_mask
 
 from seem_jax import name_templates, postprocess
 from seem_jax.data.schema import Record
 from seem_jax.demo import draw
 from seem_jax.evaluation import calibration, sheets, truth
-from seem_jax.evaluation.instance_ap import average_precision, read_annotations
 from seem_jax.evaluation.panoptic import Counts, PanopticQuality
 from seem_jax.evaluation.results import Result
 from seem_jax.evaluation.semantic import SemanticScores
@@ -65,18 +62,6 @@ def panoptic(model, params, table, features, plan, *, threshold: float) -> Slots
     return Slots(pixels=one_by_one(read, names, masks, plan), names=names)
 
 
-def instances(model, params, table, features, plan, *, num_things: int, top: int):
-    """`postprocess.Instances` [B, top, ...] at the original sizes."""
-    names, masks = object_logits(model, params, table, features)
-
-    def read(names, masks, inside):
-        # Below zero outside the image, so that the mean over a mask reads the image only.
-        masks = jnp.where(inside[None], masks, -jnp.inf)
-        return postprocess.instances(names, masks, num_things, top)
-
-    return one_by_one(read, names, masks, plan)
-
-
 def semantic(model, params, table, features, plan):
     """int32 [B, H, W], the best class of each pixel at the original sizes."""
     names, masks = object_logits(model, params, table, features)
@@ -88,8 +73,8 @@ def semantic(model, params, table, features, plan):
     return one_by_one(read, names, masks, plan)
 
 
-class _Everything:
-    """What the three tasks share: the batches, the vocabulary and the pictures. A task has a
+class Everything:
+    """What the tasks share: the batches, the vocabulary and the pictures. A task has a
     compiled `program` and an `_answer` from its output for one image."""
 
     columns = ("input", "truth", "prediction")
@@ -132,7 +117,7 @@ class _Everything:
         return [image, *drawn], f"{record.file_name}    {caption}"
 
 
-class Panoptic(_Everything):
+class Panoptic(Everything):
     """Panoptic quality, and how far the scores of the segments can be believed."""
 
     name = "panoptic"
@@ -226,125 +211,7 @@ class Panoptic(_Everything):
         return out
 
 
-class Instances(_Everything):
-    """Average precision of thing masks."""
-
-    name = "instance"
-    TOP = 100  # pairs of query and class that are kept
-
-    def __init__(self, context: Context, split: str):
-        super().__init__(context, split)
-        self.program = context.spread(instances, 2, num_things=self.num_things, top=self.TOP)
-        self.file = context.config.evaluation.instance_annotations
-        self.annotations = read_annotations(self.file) if self.file else None
-
-    def protocol(self) -> dict[str, Any]:
-        faster = self.context.config.evaluation.faster_coco_eval
-        return super().protocol() | {
-            "metric": "COCO mask AP, " + ("faster-coco-eval" if faster else "pycocotools"),
-            "truth": f"the annotations of {Path(self.file).name}"
-            if self.file
-            else "thing segments of the panoptic truth, crowds as crowds",
-            "detections": f"best {self.TOP} pairs of query and class, thing classes of these",
-        }
-
-    def _answer(self, sample: int, record: Record, found: postprocess.Instances) -> Answer:
-        cut = np.s_[: record.height, : record.width]
-        true = self._truth(record)
-        kept = [k for k in np.flatnonzero(found.valid) if found.mask[k][cut].any()]
-        detections = [
-            {
-                "category": int(found.label[k]),
-                "score": float(found.score[k]),
-                "rle": _rle(found.mask[k][cut]),
-            }
-            for k in kept
-        ]
-        result = {
-            "sample": sample,
-            "name": record.file_name,
-            "size": [record.height, record.width],
-            "truth": true,
-            "detections": detections,
-        }
-        result["score"] = self._precision([result]).result()["ap"]
-
-        def pictures() -> Pictures:
-            truths = [(_mask(t, record), t["category"]) for t in true if not t["crowd"]]
-            best = [d for d in detections if d["score"] > MATCH]
-            answers = [(_mask(d, record), d["category"]) for d in best]
-            return self._pictures(record, truths, answers, f"AP {result['score']:.0f}")
-
-        return Answer(result, pictures)
-
-    def _truth(self, record: Record) -> list[dict]:
-        """The things to be found, by contiguous class; the areas are those that AP sorts them by."""
-        if self.annotations is None:
-            return [
-                {
-                    "category": segment.category,
-                    "crowd": segment.crowd,
-                    "rle": _rle(mask),
-                    "area": float(np.count_nonzero(mask)),
-                }
-                for segment, mask in truth.segment_masks(record)
-                if segment.category < self.num_things
-            ]
-        contiguous = {number: c for c, number in enumerate(self.data.category_ids)}
-        out = []
-        for row in self.annotations.get(record.image_id, []):
-            category = contiguous.get(row["category_id"], self.num_things)
-            if category >= self.num_things:
-                raise ValueError(
-                    f"{self.file}, image {record.image_id}: category {row['category_id']} is no thing "
-                    f"class of {self.split}."
-                )
-            kept = {"crowd": bool(row["iscrowd"]), "rle": row["rle"], "area": row["area"]}
-            out.append({"category": category} | kept)
-        return out
-
-    def _precision(self, results: Sequence[Result]):
-        """average_precision over images and things of any number, also none."""
-        masks = [(r, mask) for r in results for mask in r["truth"]]
-        data = {
-            "images": [
-                {"id": r["sample"], "height": r["size"][0], "width": r["size"][1]} for r in results
-            ],
-            "categories": [{"id": c, "name": self.names[c]} for c in range(self.num_things)],
-            "annotations": [
-                {
-                    "id": number,
-                    "image_id": r["sample"],
-                    "category_id": mask["category"],
-                    "iscrowd": int(mask["crowd"]),
-                    "segmentation": {"size": r["size"], "counts": mask["rle"]},
-                    "area": mask["area"],
-                }
-                for number, (r, mask) in enumerate(masks, 1)
-            ],
-        }
-        detections = [
-            {
-                "image_id": r["sample"],
-                "category_id": mask["category"],
-                "score": mask["score"],
-                "segmentation": {"size": r["size"], "counts": mask["rle"]},
-            }
-            for r in results
-            for mask in r["detections"]
-        ]
-        faster = self.context.config.evaluation.faster_coco_eval
-        return average_precision(data, detections, faster=faster)
-
-    def summary(self, results: Sequence[Result]) -> dict[str, float]:
-        found = self._precision(results)
-        per_class = {
-            f"class/{self.names[c]}/ap": 100 * value for c, value in found.per_category.items()
-        }
-        return found.result() | per_class
-
-
-class Semantic(_Everything):
+class Semantic(Everything):
     """A class for every pixel."""
 
     name = "semantic"
@@ -408,15 +275,6 @@ def _meant(true_map, true, ids, predicted) -> dict[int, int]:
             if union and np.count_nonzero(mask & other) / union > MATCH:
                 out[number] = segment.category
     return out
-
-
-def _rle(mask: np.ndarray) -> str:
-    return coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
-
-
-def _mask(stored: dict, record: Record) -> np.ndarray:
-    size = [record.height, record.width]
-    return coco_mask.decode({"size": size, "counts": stored["rle"].encode()}).astype(bool)
 
 
 def _named(image, pairs, names: list[str]) -> np.ndarray:
