@@ -227,15 +227,13 @@ class EvaluationConfig:
         "interactive",
     )  # also instance, semantic, video
     referring_ways: tuple[str, ...] = ("text", "text+click")  # also "click", a drawn prompt alone
-    # Where the official evaluation and common practice differ. Official: True, 5, True, True, False, True.
-    first_sentence_only: bool = False  # True: of each referred object
-    objects_together: int = 5  # 5: clicked together until all are done; 1: each by itself
-    grown_masks: bool = (
-        False  # True: objects at model size by bicubic growth; False: nearest pixels
-    )
-    box_is_object: bool = True  # True: a box as first prompt stands for its object in later clicks
-    training_strokes: bool = False  # first strokes by the laws of training, not of the evaluation
-    voc_grey_ids: bool = False  # objects of VOC told by grey values, so that some merge, officially
+    # Where the official evaluation and common practice differ; in brackets the official side.
+    first_sentence_only: bool = False  # of each object; else both ways are reported [True]
+    objects_together: int = 5  # clicked until all are good; 1: each by itself [5]
+    grown_masks: bool = False  # objects at model size grow by bicubic overshoot [True]
+    box_is_object: bool = True  # a box stands for its object in later clicks too [True]
+    training_strokes: bool = False  # first strokes by the laws of training [False]
+    voc_grey_ids: bool = False  # objects of VOC whose colours are equal as grey merge [True]
     first_prompts: tuple[str, ...] = (
         "point",
     )  # of interactive; also circle, scribble, polygon, box
