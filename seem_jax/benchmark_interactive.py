@@ -1,15 +1,17 @@
-"""Interactive evaluation at once on the device, against record by record; suite `interactive`.
+"""Interactive evaluation at once on the device, against loops at batch 1; suite `interactive`.
 
     python -m seem_jax.benchmark --suite=interactive --config=configs/shapes.py
 
-Both play the same official sessions on the same images of config.data.interactive_eval with the
-model of the configuration: the weights of config.start_from, or random ones, with which no object is
-ever good and every session takes all clicks. `plain_sessions` is the evaluation as it is usually
-written, batch 1 and one call a click; tests/test_interactive_speed.py compares the clicks and IoUs.
+All play official sessions on the same images of config.data.interactive_eval with the model of the
+configuration: the weights of config.start_from, or random ones, with which no object is ever good and
+every session takes all clicks. `PlainSessions` is the evaluation as it is usually written, one call a
+click, masks judged on the host: record by record (up to 5 objects together, as officially) or object
+by object. tests/test_interactive_speed.py compares the IoUs after each click.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 
@@ -26,37 +28,42 @@ from seem_jax.evaluation.tasks.clicks import Interactive
 from seem_jax.models.seem import build, initialise, mask_logits, remember
 from seem_jax.types import Memory
 
-IMAGES, PLAIN_IMAGES = 32, 4  # played at once; one by one
-TIMES = 2  # each is timed so often, in turns; the quicker one counts
+IMAGES, PLAIN_IMAGES = 32, 4  # played at once; in a loop
+TIMES = 2  # each is timed so often, in turns; the quickest one counts
 
 
 def run(config: Config) -> dict[str, float]:
-    """Milliseconds of an object's session both ways, how often the one goes into the other, and the
-    mean number of answers of an object."""
+    """Milliseconds of an object's session each way, and how often at once goes into the others."""
     model = build(config.model)
-    task = Interactive(Context(model, config), config.data.interactive_eval)
-    params = task.context.place(_params(model, config))
-    many, few = (range(min(count, task.count())) for count in (IMAGES, PLAIN_IMAGES))
-    plain = PlainSessions(task, params)
-    timed = {
-        "at_once": lambda: at_once(task, params, many),
-        "one_by_one": lambda: plain.play(few),
+    alone = dataclasses.replace(
+        config, evaluation=dataclasses.replace(config.evaluation, objects_together=1)
+    )
+    together, single = (
+        Interactive(Context(model, c), c.data.interactive_eval) for c in (config, alone)
+    )
+    params = together.context.place(_params(model, config))
+    many, few = (range(min(count, together.count())) for count in (IMAGES, PLAIN_IMAGES))
+    records, objects = PlainSessions(together, params), PlainSessions(single, params)
+    ways = {
+        "at_once": lambda: at_once(together, params, many),
+        "record_by_record": lambda: records.play(few),
+        "object_by_object": lambda: objects.play(few),
     }
-    milliseconds, curves = dict.fromkeys(timed, np.inf), {}
-    for time_number in range(1 + TIMES):  # the first compiles
-        for name, play in timed.items():
+    milliseconds = dict.fromkeys(ways, np.inf)
+    counts = dict.fromkeys(ways, 0.0)
+    for number in range(1 + TIMES):  # the first compiles
+        for name, play in ways.items():
             begin = time.perf_counter()
-            curves[name] = play()
-            each = 1000 * (time.perf_counter() - begin) / max(1, len(curves[name]))
-            if time_number:
+            counts[name] = float(len(play()))
+            each = 1000 * (time.perf_counter() - begin) / max(1, counts[name])
+            if number:
                 milliseconds[name] = min(milliseconds[name], each)
-    figures = {f"interactive/milliseconds_{name}": value for name, value in milliseconds.items()}
-    faster = milliseconds["one_by_one"] / milliseconds["at_once"]
-    return figures | {
-        "interactive/times_faster": faster,
-        "interactive/objects_at_once": float(len(curves["at_once"])),
-        "interactive/objects_one_by_one": float(len(curves["one_by_one"])),
-    }
+    figures = {f"interactive/milliseconds/{name}": value for name, value in milliseconds.items()}
+    figures |= {f"interactive/objects/{name}": value for name, value in counts.items()}
+    for name in ("record_by_record", "object_by_object"):
+        faster = milliseconds[name] / milliseconds["at_once"]
+        figures[f"interactive/times_faster_than/{name}"] = faster
+    return figures
 
 
 def _params(model, config: Config):
