@@ -162,7 +162,7 @@ def _batch(records, samples: list[int], sizing: Sizing, tokenizer, config, rows:
     found = [records[sample] for sample in samples]
     sizes = [(record.height, record.width) for record in found]
     canvas = sizing.canvas(sizes[0])
-    most = max(1, *(len(record.phrase_text) for record in found))
+    most = max([1, *(len(record.phrase_text) for record in found)])
     image = np.zeros((rows, *canvas, 3), np.uint8)
     image_size = np.zeros((rows, 2), np.int32)
     ids = np.zeros((rows, most, config.max_phrase_tokens), np.int32)

@@ -69,6 +69,7 @@ class Context:
         self.tokenizer = Tokenizer(config.data.tokenizer)
         devices = jax.local_devices()
         self.devices = devices[: math.gcd(options.batch_size, len(devices))]
+        self._encoders: dict[tuple[float, ...], Callable] = {}
         self.tables = class_names.ClassTables(model, self.tokenizer, config.data.max_phrase_tokens)
 
     def place(self, params):
@@ -110,9 +111,12 @@ class Context:
         return Sizing(self.side, divisor, tuple(edges), bicubic)
 
     def encoder(self, sizing: Sizing) -> Callable:
-        """The compiled program (params, images, image_size) -> features."""
+        """The compiled program (params, images, image_size) -> features; one for all tasks alike."""
         pad = sizing.pad_colour(self.config.model.pixel_mean)
-        return self.spread(encode_image, 1, pad=pad)
+        key = tuple(pad.tolist())
+        if key not in self._encoders:
+            self._encoders[key] = self.spread(encode_image, 1, pad=pad)
+        return self._encoders[key]
 
     def grouped(
         self, split: catalog.Split, samples: Sequence[int], sizing: Sizing, batches: int = 1
