@@ -7,6 +7,7 @@ import html
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,11 +35,17 @@ PICTURES = {
     "referring": "By a sentence, and by a sentence with one click",
     "referring_unseen": "By a sentence with a colour and shape that training never joined",
     "interactive_click": "By simulated clicks",
+    "interactive_circle": "By simulated clicks after a first circle",
+    "interactive_scribble": "By simulated clicks after a first scribble",
+    "interactive_polygon": "By simulated clicks after a first polygon",
+    "interactive_box": "By simulated clicks after a first box",
+    "interactive_ritm_click": "By simulated clicks of RITM's user",
     "instance": "Instances",
     "semantic": "A class for every pixel",
     "video": "Video, masks of the first frame given",
     "video_click": "Video, one click given",
 }
+MOST_COLUMNS = 10  # of a table of scores; with more scores these become its rows
 Tasks = dict[str, tuple[dict, list[dict]]]  # name -> (header, results)
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#222;max-width:1120px;margin:2em auto;padding:0 1em}
@@ -48,7 +55,7 @@ td.n,th.n{text-align:right;font-variant-numeric:tabular-nums} .wide{overflow-x:a
 td{vertical-align:top} .cards{display:flex;flex-wrap:wrap;gap:12px}
 .card{border:1px solid #ddd;border-radius:6px;padding:8px 14px;min-width:150px}
 .card b{display:block;font-size:26px} .curves{display:flex;flex-wrap:wrap;gap:14px}
-pre{background:#f6f6f6;padding:1em;overflow:auto;font-size:12px} figure{margin:0}
+.curves figure{width:430px} pre{background:#f6f6f6;padding:1em;overflow:auto;font-size:12px} figure{margin:0}
 figcaption{font-size:13px;color:#555} svg text{font:11px system-ui,sans-serif;fill:#555}
 """
 
@@ -134,7 +141,10 @@ def _protocols(headers: list[dict]) -> str:
         f"<tr><td>{html.escape(key)}</td><td>{html.escape(text)}</td></tr>"
         for key, text in _facts(headers).items()
     ]
-    return f"<h2>Protocols</h2><table>{''.join(rows)}</table>" if rows else ""
+    if not rows:
+        return ""
+    table = f"<table>{''.join(rows)}</table>"
+    return f"<h2>Protocols</h2><details><summary>all choices</summary>{table}</details>"
 
 
 def _score_curves(tasks: Tasks) -> str:
@@ -229,25 +239,39 @@ def _sheets(folder: Path) -> list[str]:
 
 
 def _tables(numbers: dict[str, float]) -> str:
-    """The scores: tasks with the same scores in one table, a row each; classes folded away."""
-    rows: dict[str, dict[str, float]] = {}
+    """The scores: tasks with the same scores in one table; those of classes folded away."""
+    tasks: dict[str, dict[str, float]] = {}
     for key, value in numbers.items():
         task, _, score = key.rpartition("/")
-        rows.setdefault(task, {})[score] = value
-    tables: dict[tuple[str, ...], list[str]] = {}
-    for task, scores in rows.items():
-        cells = "".join(f'<td class="n">{_number(value)}</td>' for value in scores.values())
-        line = f"<tr><td>{html.escape(task)}</td>{cells}</tr>"
+        if score.isdigit():  # noc@90/5
+            task, _, start = task.rpartition("/")
+            score = f"{start}/{score}"
+        tasks.setdefault(task, {})[score] = value
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for task, scores in tasks.items():
         per_class = "class" if "/class/" in f"/{task}/" else ""
-        tables.setdefault((per_class, *scores), []).append(line)
+        alike.setdefault((per_class, *scores), []).append(task)
     out = ["<h2>All scores</h2>"]
-    for (per_class, *names), lines in sorted(tables.items(), key=lambda item: item[0][0]):
-        head = "".join(f'<th class="n">{html.escape(name)}</th>' for name in names)
-        table = f'<div class="wide"><table><tr><th></th>{head}</tr>{"".join(lines)}</table></div>'
+    for (per_class, *names), same in sorted(alike.items(), key=lambda item: item[0][0]):
+        if len(names) > MOST_COLUMNS:
+            cells = [[_number(tasks[task][name]) for task in same] for name in names]
+            table = _table(same, names, cells)
+        else:
+            cells = [[_number(tasks[task][name]) for name in names] for task in same]
+            table = _table(names, same, cells)
         if per_class:
-            table = f"<details><summary>{len(lines)} rows of classes</summary>{table}</details>"
+            table = f"<details><summary>{len(same)} rows of classes</summary>{table}</details>"
         out.append(table)
     return "".join(out)
+
+
+def _table(columns: Sequence[str], rows: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    head = "".join(f'<th class="n">{html.escape(name)}</th>' for name in columns)
+    lines = [
+        f"<tr><td>{html.escape(name)}</td>{''.join(f'<td class=n>{cell}</td>' for cell in own)}</tr>"
+        for name, own in zip(rows, cells, strict=True)
+    ]
+    return f'<div class="wide"><table><tr><th></th>{head}</tr>{"".join(lines)}</table></div>'
 
 
 def _curves(history: list[dict]) -> str:

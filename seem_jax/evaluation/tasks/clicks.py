@@ -329,4 +329,4 @@ def _picture(record: Record, items: list[Item], num: int, stroke: bool) -> Pictu
         sheets.answered(image, item.objects[0].mask),
         sheets.answered(image, end.first[0][cut], *first),
         sheets.answered(image, end.last[0][cut], *every),
-    ], f"IoU {curve[0]:.0f} at first, {curve[-1]:.0f} after {int(end.rounds)} rounds"
+    ], f"IoU {curve[0]:.0f} at first, {curve[-1]:.0f} at the end; rounds: {int(end.rounds)}"
