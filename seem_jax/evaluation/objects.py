@@ -25,8 +25,7 @@ class Clickable:
 def clickable(
     record: Record, num_things: int, sizing: Sizing, *, grown: bool, grey: bool
 ) -> list[Clickable]:
-    """The things of a record, one by one, without crowds and without those that have no pixel at
-    model size.
+    """The things of a record, one by one, without crowds; `small` of a tiny one may have no pixel.
 
     grown and grey are evaluation.grown_masks and evaluation.voc_grey_ids.
     """
@@ -38,8 +37,7 @@ def clickable(
     if grey:
         found = _merged(record, found)
     place = sizing.place_grown if grown else sizing.place_map
-    objects = [Clickable(number, mask, place(mask)) for number, mask in found]
-    return [thing for thing in objects if thing.small.any()]
+    return [Clickable(number, mask, place(mask)) for number, mask in found]
 
 
 def _merged(record: Record, found: list[tuple[int, np.ndarray]]) -> list[tuple[int, np.ndarray]]:

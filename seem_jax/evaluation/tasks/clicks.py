@@ -130,33 +130,39 @@ class Interactive:
     def _unit(self, params, batches: list[EvalBatch]) -> list[Answer]:
         samples = [sample for batch in batches for sample in batch.samples]
         records = [record for batch in batches for record in batch.records]
+        things = [self._clickable(record) for record in records]
         items = [
             Item(image, group, shown=number == 0)
-            for image, record in enumerate(records)
-            for number, group in enumerate(self._groups(record))
+            for image, own in enumerate(things)
+            for number, group in enumerate(self._groups(own))
         ]
         self._play(params, items, self._rows(samples, batches, records), batches)
         return [
-            self._answer(sample, record, [i for i in items if i.image == image])
-            for image, (sample, record) in enumerate(zip(samples, records, strict=True))
+            self._answer(sample, record, own, [i for i in items if i.image == image])
+            for image, (sample, record, own) in enumerate(
+                zip(samples, records, things, strict=True)
+            )
         ]
 
     def records_of(self, batch: EvalBatch) -> Iterator[Rows]:
         """What each session on the images of a batch is about, without the axis B; NumPy."""
         rows = self._rows(batch.samples, [batch], batch.records)
         for image, record in enumerate(batch.records):
-            for group in self._groups(record):
+            for group in self._groups(self._clickable(record)):
                 yield rows(Item(image, group))
 
-    def _groups(self, record: Record) -> Iterator[list[Clickable]]:
-        """The objects that are clicked together."""
-        things = objects.clickable(
+    def _clickable(self, record: Record) -> list[Clickable]:
+        return objects.clickable(
             record,
             self.data.num_things,
             self.sizing,
             grown=self.options.grown_masks,
             grey=self.options.voc_grey_ids,
         )
+
+    def _groups(self, things: list[Clickable]) -> Iterator[list[Clickable]]:
+        """The objects that are clicked together; nobody can click what has no pixel at model size."""
+        things = [thing for thing in things if thing.small.any()]
         for start in range(0, len(things), self.num):
             yield things[start : start + self.num]
 
@@ -270,7 +276,9 @@ class Interactive:
             out.valid[p, : len(drawing)] = True
         return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), out)
 
-    def _answer(self, sample: int, record: Record, items: list[Item]) -> Answer:
+    def _answer(
+        self, sample: int, record: Record, every: list[Clickable], items: list[Item]
+    ) -> Answer:
         things = [
             (thing.number, curve)
             for item in items
@@ -282,6 +290,7 @@ class Interactive:
             "name": record.file_name,
             "score": 100 * float(np.mean([c[0] for c in curves])) if curves else None,
             "objects": [number for number, _ in things],
+            "left_out": [thing.number for thing in every if not thing.small.any()],
             "curves": curves,
         }
         stroke = self.kind in drawings.KINDS
@@ -289,7 +298,8 @@ class Interactive:
 
     def summary(self, results: Sequence[Result]) -> dict[str, float]:
         return interactive.scores(all_curves(results, self.max_clicks)) | {
-            "objects": float(sum(len(result["curves"]) for result in results))
+            "objects": float(sum(len(result["curves"]) for result in results)),
+            "left_out": float(sum(len(result["left_out"]) for result in results)),
         }
 
 
