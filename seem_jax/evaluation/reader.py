@@ -149,6 +149,8 @@ def read(
 
     Texts are in lower case, as officially. Raises ValueError naming the record that cannot be read.
     """
+    if not units:  # nothing is left for this host
+        return
     cv2.setNumThreads(0)  # threads inside threads only wait for each other
     made = grain.MapDataset.range(len(units)).map(
         lambda number: _batch(records, list(units[number]), sizing, tokenizer, config, rows)
