@@ -39,11 +39,8 @@ def messages(sizes):
     return hlo.messages(text), 4 * states.num_parameters(state.trainable), " while(" in text
 
 
-@pytest.mark.parametrize(
-    "sizes",
-    [(8, 1, 1), pytest.param((1, 8, 1), marks=pytest.mark.slow)],
-    ids=str,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1)], ids=str)
 def test_gradients_and_parameters_travel_once_and_loops_gather_nothing(sizes):
     sent, size, has_loops = messages(sizes)
     assert has_loops

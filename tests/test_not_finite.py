@@ -1,4 +1,8 @@
-"""NaN and Inf in six places of a training step: found in that step, told with its term, nothing changed."""
+"""NaN and Inf in six places of a training step: found in that step, told with its term, nothing changed.
+
+All six share a program that takes most of a minute to compile; for every commit, test_train.py poisons one
+batch of a real run and test_loop.py has what a run does about it.
+"""
 
 from unittest import mock
 
@@ -15,6 +19,8 @@ from seem_jax.training import step as training_step
 from seem_jax.training.progress import not_finite
 from seem_jax.training.step import make_train_step, vocabulary
 from tests.fakes import class_token_ids, fake_batch, tiny_config
+
+pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 PLACES = ("pixels", "mask", "text", "term", "gradient", "optimizer")
@@ -81,10 +87,8 @@ LOSS = training_step.loss_and_metrics
 
 @pytest.fixture(scope="module")
 def trained():
-    """(compiled step, state on the host, names, mesh, configuration) of a tinier model, poisonable."""
+    """(compiled step, state on the host, names, mesh, configuration) of the tiny model, poisonable."""
     config = tiny_config()
-    config.model.decoder.num_layers, config.max_rounds = 1, 0  # half the time to compile
-    config.loss.region_class = config.loss.region_phrase = 0.0
     config.mesh = MeshConfig(1, 1, 1)
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     model = build(config.model)
