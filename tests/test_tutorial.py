@@ -148,7 +148,7 @@ def test_every_snippet_runs_in_order(folder, monkeypatch):
         assert (folder / name).is_file(), name
     assert (folder / "out/everything/panoptic.json").is_file()
     assert left["found"].object_ids == (2,)
-    assert left["first"].shape == (96, 96, 3)
+    assert left["opening"].shape == (96, 96, 3)
     assert len(list((folder / "davis").glob("*.png"))) == 12
     assert list((folder / "pictures").glob("*.png"))
 
