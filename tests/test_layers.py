@@ -39,7 +39,6 @@ ANYTHING = {
     "evaluate",
     "predict",
     "benchmark",
-    "benchmark_data",
     "config_flag",
     "convert",
     "demo",
