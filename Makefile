@@ -1,6 +1,7 @@
 # make train    trains, evaluates and reports; a second call continues or says that the run is done
 # make test     runs all tests
 # make test-slow  runs the tests at full numbers and full sizes that `make test` leaves out
+# make chaos    kills, stops, stalls and damages runs, at full numbers (an hour or two)
 # make lint     format and lint, as before each commit
 # Settings: CONFIG=configs/shapes_long.py  PYTHON=python3.12  WORKERS=1
 
@@ -11,7 +12,7 @@ WORKERS ?= 2# of the tests; each compiles programs and takes up to 3 GB while it
 
 RUN := .venv/bin/python
 
-.PHONY: train test test-slow lint
+.PHONY: train test test-slow chaos lint
 
 train: .venv/.installed
 	$(RUN) -m data_prep.shapes --output data/shapes
@@ -23,6 +24,9 @@ test: .venv/.installed-dev
 test-slow: .venv/.installed-dev
 	$(RUN) -m pytest -n 1 -m slow $(ARGS)
 
+chaos: .venv/.installed-dev
+	$(RUN) -m pytest -n 1 -m chaos $(ARGS)
+
 lint: .venv/.installed-dev
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
@@ -33,8 +37,9 @@ lint: .venv/.installed-dev
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-.venv/.installed-dev: requirements-dev.txt .venv/.installed
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+.venv/.installed-dev: requirements-dev.txt requirements-demo.txt .venv/.installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt \
+	  -r requirements-demo.txt
 	@touch $@
 
 .venv/bin/python:

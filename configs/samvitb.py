@@ -22,4 +22,7 @@ def get_config() -> Config:
         global_blocks=(2, 5, 8, 11),
     )
     config.model.pixel_decoder = PixelDecoderConfig(name="deformable", mlp_width=1024)
+    evaluation = config.evaluation
+    evaluation.edges = evaluation.referring_edges = (1000, 1024)
+    evaluation.video_edges = (512, 1024)
     return config

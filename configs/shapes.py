@@ -62,27 +62,29 @@ def get_config() -> Config:
     data.max_objects = 10
     data.max_phrases = 4
     data.max_phrase_tokens = 10
-    data.max_prompts = 4
+    data.max_prompts = 7
     data.max_points = 48
-    data.phrase_prompt_probability = 0.5
+    data.phrase_prompt_probability = 0.35
     data.batch_size = 4
 
     config.loss = LossConfig(
         object_class=4.0,
         object_bce=2.0,
         object_dice=2.0,
-        text_class=2.0,
+        text_class=4.0,
         text_bce=2.0,
         text_dice=2.0,
         visual_class=1.0,
-        visual_bce=2.0,
-        visual_dice=2.0,
+        visual_bce=3.0,
+        visual_dice=3.0,
         class_name_weight=1.0,
         sentence_weight=1.0,
         num_points=256,
         names_train_text=False,  # else all names of things fall together before shapes are told apart
-        region_class=10.0,
-        region_phrase=6.0,
+        region_class=6.0,
+        region_phrase=4.0,
+        region_bce=4.0,
+        region_dice=4.0,
     )
     config.num_steps = 4100
     # A fifth of the time: the decoder then starts from maps that tell shapes apart.

@@ -7,7 +7,7 @@ import io
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import cv2
@@ -53,6 +53,22 @@ def field(record: Any, name: str, kinds: type | tuple[type, ...], where: str) ->
         given = repr(value)[:80] if isinstance(record, dict) and name in record else "nothing"
         raise ValueError(f"{where}: field {name!r} is {given}, expected {kinds}.")
     return value
+
+
+def leads_out(name: str) -> bool:
+    """Whether a file name of an annotation file is no name below its folder."""
+    path = PurePath(name)
+    return not name or "\0" in name or path.is_absolute() or ".." in path.parts
+
+
+def file_below(folder: Path, record: Any, where: str) -> Path:
+    """The file of a folder that the field `file_name` names. ValueError for one outside of it."""
+    name = field(record, "file_name", str, where)
+    if leads_out(name):
+        raise ValueError(
+            f"{where}: file_name {name!r} leads out of {folder}; expected one below it."
+        )
+    return folder / name
 
 
 def read_classes(categories: list[dict], path: Path) -> Classes:

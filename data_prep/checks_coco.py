@@ -1,4 +1,4 @@
-"""The checks of sets whose annotations are COCO tables: panoptic, instances, captions, REFER."""
+"""The checks of sets whose annotations are COCO tables: panoptic, instances, captions."""
 
 from __future__ import annotations
 
@@ -10,24 +10,23 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from data_prep.annotations import leads_out
 from data_prep.checks_files import CORRECT, PAIR, Examined, Job, Rows, image_folders, read_lists
-from data_prep.coco import Files
-from data_prep.faults import FETCH, Fault, file_faults, repeated
-from data_prep.refcoco import read_refs
+from data_prep.coco_files import Files
+from data_prep.faults import FETCH, Fault, file_faults, text_problem
 from seem_jax.data.schema import run_pixels
+from seem_jax.image import MAX_PIXELS
 
 SLACK = 1.0  # pixels that a polygon may lie outside its image, from rounding
 
 
-def examine_panoptic(source: Path, split: str) -> Examined:
+def examine_panoptic(files: Files, path: Path) -> Examined:
     """COCO panoptic: the JSON file, and each PNG against it."""
-    files = Files(source, split)
-    path = files.path("annotations/panoptic_", ".json")
     table, faults = read_lists(path, ("images", "annotations", "categories"))
     if table is None:
         return faults, []
-    known = _categories(path, table, faults, isthing=True)
-    sizes, jobs = _images(path, table, [files.path(""), *image_folders(source)], faults)
+    known = categories_of(path, table, faults, isthing=True)
+    sizes, jobs = _images(path, table, [files.path(""), *image_folders(files.source)], faults)
     rows = Rows(path, table, "annotations", faults)
     rows.unique("image_id")
     folder, names, seen = files.path("panoptic_"), set(), set()
@@ -41,6 +40,9 @@ def examine_panoptic(source: Path, split: str) -> Examined:
             continue
         names.add(name)
         label = f"image id {image_id}"
+        if leads_out(name):
+            rows.note(label, "file_name", f"{name!r} leads out of the folder of the PNGs")
+            continue
         jobs.append(
             functools.partial(
                 _panoptic_png, path, folder / name, label, segments, known, sizes.get(image_id)
@@ -48,7 +50,7 @@ def examine_panoptic(source: Path, split: str) -> Examined:
         )
     for image_id in sorted(set(sizes) - seen):
         rows.note(f"image id {image_id}", "annotations", "the image has no annotation", PAIR)
-    for file in sorted(folder.glob("*.png")):
+    for file in [] if files.filtered else sorted(folder.glob("*.png")):
         if file.name not in names:
             faults.append(Fault(str(file), "", "", f"the PNG has no entry in {path.name}", PAIR))
     return faults, jobs
@@ -106,15 +108,18 @@ def examine_instances(source: Path, path: Path, split: str) -> Examined:
     table, faults = read_lists(path, ("images", "annotations", "categories"))
     if table is None:
         return faults, []
-    known = _categories(path, table, faults, isthing=False)
+    known = categories_of(path, table, faults, isthing=False)
     folders = [path.parent, *image_folders(source)]
     folders.insert(0 if path.parent.name == "annotations" else 1, Files(source, split).path(""))
     sizes, jobs = _images(path, table, folders, faults)
-    _instances(path, table, known, sizes, faults)
+    check_instances(path, table, known, sizes, faults)
     return faults, jobs
 
 
-def _instances(path: Path, table: dict, known: set[int], sizes: dict, faults: list[Fault]) -> None:
+def check_instances(
+    path: Path, table: dict, known: set[int] | None, sizes: dict, faults: list[Fault]
+) -> None:
+    """Notes what is wrong with the instance annotations of a table; `known` None: any category."""
     rows = Rows(path, table, "annotations", faults)
     rows.unique("id")
     for row in rows.rows:
@@ -123,7 +128,7 @@ def _instances(path: Path, table: dict, known: set[int], sizes: dict, faults: li
         image_id, category = rows.get(row, "image_id", int), row.get("category_id")
         if image_id is not None and image_id not in sizes:
             rows.note(label, "image_id", f"{image_id} is not among 'images'")
-        if category not in known:
+        if known is not None and category not in known:
             rows.note(label, "category_id", f"{category!r} is not among 'categories'")
         if row.get("iscrowd", 0) not in (0, 1):
             rows.note(label, "iscrowd", f"is {row['iscrowd']!r}, expected 0 or 1")
@@ -158,12 +163,16 @@ def _images(
             continue
         there = [folder / name for folder in folders if (folder / name).is_file()]
         label = rows.label(row)
+        if leads_out(name):
+            rows.note(label, "file_name", f"{name!r} leads out of the folder of the images")
+            continue
         file = there[0] if there else folders[0] / name
         jobs.append(functools.partial(file_faults, file, size if good else None, label))
     return sizes, jobs
 
 
-def _categories(path: Path, table: dict, faults: list[Fault], isthing: bool) -> set[int]:
+def categories_of(path: Path, table: dict, faults: list[Fault], isthing: bool) -> set[int]:
+    """The ids of the categories of a table; what is wrong with them is noted."""
     rows = Rows(path, table, "categories", faults)
     rows.unique("id")
     rows.unique("name")
@@ -218,6 +227,8 @@ def segmentation_problems(segmentation: object, size: tuple[int, int] | None) ->
             x, y = points[:, 0], points[:, 1]
             if np.ptp(x) == 0 or np.ptp(y) == 0:
                 yield f"{name} has no area"
+            elif _crosses_itself(points):
+                yield f"{name} crosses itself, so that parts of it cancel; its corners are out of order"
             if size and not (
                 x.min() >= -SLACK
                 and y.min() >= -SLACK
@@ -225,6 +236,21 @@ def segmentation_problems(segmentation: object, size: tuple[int, int] | None) ->
                 and y.max() <= size[0] + SLACK
             ):
                 yield f"{name} reaches outside the image of {size} (height, width)"
+
+
+def _crosses_itself(points: np.ndarray) -> bool:
+    """Whether loops of a polygon [n, 2] run against each other: their areas then cancel in the sum
+    over the corners, but not in the pixels. Crossings of a pixel or two, as drawn by hand, do not count.
+    """
+    points = points - points.min(axis=0)
+    x, y = points[:, 0], points[:, 1]
+    area = abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
+    border = np.linalg.norm(points - np.roll(points, -1, axis=0), axis=1).sum()
+    height, width = (int(value) + 2 for value in points.max(axis=0)[::-1])
+    if height * width > MAX_PIXELS:
+        return False  # outside of any image, which is reported by itself
+    code = coco_mask.frPyObjects([points.ravel().tolist()], height, width)
+    return float(coco_mask.area(code)[0]) > 2 * area + border
 
 
 def _code_problems(code: dict, size: tuple[int, int] | None) -> Iterator[str]:
@@ -260,56 +286,9 @@ def examine_captions(path: Path) -> Examined:
     known = {row.get("id") for row in table["images"] if isinstance(row, dict)}
     for row in rows.rows:
         text = rows.get(row, "caption", str)
-        if text is not None and not text.strip():
-            rows.note(rows.label(row), "caption", "is empty", "Write or remove the caption.")
+        problem = text_problem(text) if text is not None else ""
+        if problem:
+            rows.note(rows.label(row), "caption", problem, "Correct or remove the caption.")
         if known and row.get("image_id") not in known:
             rows.note(rows.label(row), "image_id", f"{row.get('image_id')} is not among 'images'")
-    return faults, []
-
-
-def examine_refer(path: Path) -> Examined:
-    """REFER: `refs(<owner>).p` against instances.json."""
-    owner = path.name.removeprefix("refs(").removesuffix(").p")
-    try:
-        refs = read_refs(path.parent, owner)
-    except ValueError as error:
-        return [Fault(str(path), "", "", str(error), FETCH)], []
-    objects = path.parent / "instances.json"
-    if not objects.is_file():
-        text = "the file does not exist; the objects of the refs are in it"
-        return [Fault(str(objects), "", "", text, FETCH)], []
-    table, faults = read_lists(objects, ("images", "annotations", "categories"))
-    if table is None:
-        return faults, []
-    sizes: dict[int, tuple[int, int]] = {
-        row["id"]: (row.get("height"), row.get("width"))
-        for row in table["images"]
-        if isinstance(row, dict) and "id" in row
-    }
-    owner_of = {
-        row["id"]: row.get("image_id")
-        for row in table["annotations"]
-        if isinstance(row, dict) and "id" in row
-    }
-
-    def note(record: str, field: str, problem: str) -> None:
-        faults.append(Fault(str(path), record, field, problem, CORRECT))
-
-    for value in repeated(ref.ref_id for ref in refs):
-        note(f"ref_id {value}", "ref_id", "occurs repeatedly")
-    for ref in refs:
-        label = f"ref_id {ref.ref_id}"
-        if owner_of and ref.ann_id not in owner_of:
-            note(label, "ann_id", f"{ref.ann_id} is not in instances.json")
-        elif owner_of and owner_of[ref.ann_id] != ref.image_id:
-            note(label, "image_id", f"{ref.image_id}, but its object is in {owner_of[ref.ann_id]}")
-        if sizes and ref.image_id not in sizes:
-            note(label, "image_id", f"{ref.image_id} is not in instances.json")
-        if not ref.sentences:
-            note(label, "sentences", "there is none")
-        for number, text in enumerate(ref.sentences):
-            if not text.strip():
-                note(f"{label}, sentence {number}", "raw", "the text is empty")
-    known = _categories(objects, table, faults, isthing=False)
-    _instances(objects, table, known, sizes, faults)
     return faults, []

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep import custom
+from data_prep import own_files
 from data_prep.annotations import image_header
 from data_prep.faults import FETCH, Fault, repeated
 
@@ -82,7 +82,7 @@ def image_folders(source: Path) -> list[Path]:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in custom.PICTURES)
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in own_files.PICTURES)
 
 
 def unpaired(images: Path, truth: Path, suffix: str) -> list[Fault]:

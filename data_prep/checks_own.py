@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep import custom
+from data_prep import own_files, own_labelme, own_masks, own_yolo
 from data_prep.checks_coco import segmentation_problems
 from data_prep.checks_files import (
     CORRECT,
@@ -27,14 +27,14 @@ from data_prep.faults import FETCH, Fault, file_faults, repeated
 def examine_yolo(source: Path) -> Examined:
     """YOLO segmentation text, line by line."""
     try:
-        names = custom.yolo_names(source)
+        names = own_yolo.yolo_names(source)
     except ValueError as error:
         return [Fault(str(source), "", "names", str(error), CORRECT)], []
     faults: list[Fault] = []
     for value in repeated(names):
         faults.append(Fault(str(source), "", "names", f"{value!r} occurs repeatedly", CORRECT))
     jobs: list[Job] = []
-    for _, images, labels in custom.folder_pairs(source, "labels"):
+    for _, images, labels in own_files.folder_pairs(source, "labels"):
         faults += unpaired(images, labels, ".txt")
         for path in sorted(labels.glob("*.txt")):
             jobs.append(functools.partial(_yolo_file, path, len(names)))
@@ -50,7 +50,7 @@ def _yolo_file(path: Path, num_classes: int) -> list[Fault]:
     except UnicodeDecodeError:
         return [Fault(str(path), "", "", "no text file", FETCH)]
     for number, line in enumerate(lines, start=1):
-        for field, problem in custom.yolo_problems(line, num_classes):
+        for field, problem in own_yolo.yolo_problems(line, num_classes):
             faults.append(Fault(str(path), f"line {number}", field, problem, CORRECT))
     return faults
 
@@ -61,7 +61,7 @@ def examine_masks(source: Path) -> Examined:
     faults: list[Fault] = []
     names: list[str] = []
     if path.is_file():
-        names = custom.read_lines(path)
+        names = own_files.read_lines(path)
         faults += [
             Fault(str(path), "", "", f"{value!r} occurs repeatedly", CORRECT)
             for value in repeated(names)
@@ -69,7 +69,7 @@ def examine_masks(source: Path) -> Examined:
     else:
         faults.append(Fault(str(path), "", "", "the file does not exist; it names classes", PAIR))
     jobs: list[Job] = []
-    for _, images, masks in custom.folder_pairs(source, "masks"):
+    for _, images, masks in own_files.folder_pairs(source, "masks"):
         faults += unpaired(images, masks, ".png")
         for image in pictures_in(images):
             mask = masks / f"{image.stem}.png"
@@ -82,13 +82,13 @@ def _mask_pair(image: Path, path: Path, num_values: int) -> list[Fault]:
     if not path.is_file():  # reported with the pairs
         return faults
     try:
-        labels = custom.read_mask(path)
+        labels = own_masks.read_mask(path)
     except ValueError as error:
         return [*faults, Fault(str(path), image.stem, "", str(error), CORRECT)]
     size = size_of(image)
     if size and labels.shape != size:
         faults.append(Fault(str(path), image.stem, "", f"{labels.shape} pixels, {size}", CORRECT))
-    unknown = sorted(set(np.unique(labels).tolist()) - set(range(num_values)) - {custom.VOID})
+    unknown = sorted(set(np.unique(labels).tolist()) - set(range(num_values)) - {own_masks.VOID})
     if num_values and unknown:
         text = f"the pixel values {unknown[:5]} have no line in classes.txt ({num_values} lines)"
         faults.append(Fault(str(path), image.stem, "class", text, CORRECT))
@@ -111,7 +111,7 @@ def _labelme_file(path: Path) -> list[Fault]:
         if not isinstance(row.get("label"), str) or not row["label"].strip():
             rows.note(label, "label", f"is {row.get('label')!r}")
         try:
-            polygon = custom.labelme_polygon(row, label)
+            polygon = own_labelme.labelme_polygon(row, label)
         except ValueError as error:
             rows.note(label, "points", str(error))
             continue

@@ -6,12 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from data_prep import custom
+from data_prep import own_files
 from data_prep.checks_coco import (
     examine_captions,
     examine_instances,
     examine_panoptic,
-    examine_refer,
 )
 from data_prep.checks_files import (
     CORRECT,
@@ -23,8 +22,9 @@ from data_prep.checks_files import (
     read_lists,
 )
 from data_prep.checks_own import examine_labelme, examine_masks, examine_yolo
+from data_prep.checks_refer import examine_merged, examine_refer
 from data_prep.checks_sets import examine_davis, examine_sbd, examine_voc
-from data_prep.coco import YEAR
+from data_prep.coco_files import NAME, Files, find_splits
 from data_prep.faults import Fault
 
 
@@ -32,15 +32,19 @@ def examine(source: Path) -> tuple[list[str], list[Fault], list[Job]]:
     """The formats found in a folder, their faults, and the work of looking into the files."""
     found: dict[str, Examined] = {}
     categories = defaultdict(list)
+    whole = True  # no split of which only a filtered file is there
     for path in sorted(source.glob("annotations/*.json")):
-        kind, _, split = path.stem.partition("_")
-        split = split.removesuffix(YEAR)
+        match = NAME.fullmatch(path.stem)
+        kind, split, filtered = match.groups("") if match else ("", "", "")
         if kind == "panoptic":
-            found[path.name] = examine_panoptic(source, split)
+            found[path.name] = examine_panoptic(Files(source, split, filtered), path)
+            whole &= "" in find_splits(source)[split]
         elif kind == "instances":
             found[path.name] = examine_instances(source, path, split)
         elif kind == "captions":
             found[path.name] = examine_captions(path)
+        elif kind in ("refcocog", "refcoco", "refcocop", "grounding"):
+            found[path.name] = examine_merged(path)
         if kind in ("panoptic", "instances"):
             categories[kind].append(path)
     for path in sorted(source.glob("*/*.coco.json")):
@@ -54,12 +58,12 @@ def examine(source: Path) -> tuple[list[str], list[Fault], list[Job]]:
         found["SBD"] = examine_sbd(source)
     if (source / "ImageSets").is_dir() and (source / "JPEGImages" / "480p").is_dir():
         found["DAVIS"] = examine_davis(source)
-    if custom.folder_pairs(source, "labels"):
+    if own_files.folder_pairs(source, "labels"):
         found["YOLO"] = examine_yolo(source)
-    if custom.folder_pairs(source, "masks"):
+    if own_files.folder_pairs(source, "masks"):
         found["masks"] = examine_masks(source)
     if not found:
-        folders = [source, *(source / split for split in custom.SPLITS)]
+        folders = [source, *(source / split for split in own_files.SPLITS)]
         paths = [path for folder in folders for path in sorted(folder.glob("*.json"))]
         labelme = [path for path in paths if b'"categories"' not in path.read_bytes()]
         if labelme:
@@ -68,7 +72,7 @@ def examine(source: Path) -> tuple[list[str], list[Fault], list[Job]]:
             split = "" if path.parent == source else path.parent.name
             found[str(path.relative_to(source))] = examine_instances(source, path, split)
     faults = [fault for one, _ in found.values() for fault in one]
-    if categories:
+    if categories and whole:
         faults += _unlisted_images(source, [path for some in categories.values() for path in some])
     faults += _category_differences(categories)
     return list(found), faults, [job for _, jobs in found.values() for job in jobs]

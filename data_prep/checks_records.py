@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from data_prep.faults import Fault, image_faults, repeated
+from data_prep.faults import Fault, image_faults, repeated, text_problem
 from seem_jax.data import schema
 from seem_jax.data.tfrecord import TFRecordSource, fits, index_path, read_index
 from seem_jax.image import decode_index_png
@@ -187,8 +187,9 @@ def record_faults(
                 faults.append(fault(name, f"entry {place} is an empty mask"))
     for name in ("phrase_text", "caption"):
         for place, text in enumerate(getattr(record, name)):
-            if not text.strip():
-                faults.append(fault(name, f"entry {place} is empty"))
+            problem = text_problem(text)
+            if problem:
+                faults.append(fault(name, f"entry {place} {problem}"))
     return faults
 
 

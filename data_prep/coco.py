@@ -8,11 +8,12 @@ Reads below --input:
     annotations/panoptic_<split>2017.json
     annotations/instances_<split>2017.json   where present: objects that may overlap
     annotations/captions_<split>2017.json    where present
-The year may be absent in all names. --referring names folders in REFER layout, whose sentences are
-joined by `ann_id`; without it, RefCOCOg is looked for in or beside --input. As in the official
-training files, images with sentences of a --held_out split of RefCOCOg (UMD: val) are left out, and
-those of --exclude. data_prep/lvis.py is the
-same with finer masks.
+The year may be absent in all names. The official filtered files (panoptic_, captions_ and grounding_
+train2017_filtrefgumdval[_filtvlp].json) are read where COCO's own panoptic file is not there, or with
+--filtered=filtrefgumdval. --referring names folders in REFER layout or merged JSON files, whose
+sentences are joined by `ann_id`; without it, the official grounding file, or else RefCOCOg in or beside
+--input, is taken. As in the official training files, images with sentences of a --held_out split of
+RefCOCOg (UMD: val) are left out, and those of --exclude. data_prep/lvis.py is the same with finer masks.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import importlib
 import json
 from collections import defaultdict
 from collections.abc import Sequence
@@ -32,23 +34,25 @@ from data_prep.annotations import (
     Object,
     class_of,
     field,
+    file_below,
     load_json,
     read_classes,
     read_objects,
 )
+from data_prep.beam import Beam
+from data_prep.coco_files import files_of, find_splits
 from data_prep.items import Item, Map, Ref, Segment, make_record
 from data_prep.lvis_masks import LVISMask, read_lvis, with_lvis_masks
-from data_prep.refcoco import OWNERS, find_refer, read_refs, referred_objects
+from data_prep.refcoco import MERGED_NAMES, OWNERS, find_refer, read_sentences, referred_objects
 from data_prep.writer import (
     Classes,
     Plan,
     chosen_splits,
     converter_parser,
     message_only,
+    workers_of,
     write_dataset,
 )
-
-YEAR = "2017"  # the only year with panoptic annotations
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,25 +64,11 @@ class PanopticItem(Item):
 
 @dataclasses.dataclass(frozen=True)
 class Referring:
-    """Sentences to join: the folder in REFER layout, and whose images must stay out."""
+    """Sentences to join, and whose images must stay out."""
 
-    directory: Path
+    directory: Path  # in REFER layout, or a merged JSON file
     owner: str = "umd"
     held_out: tuple[str, ...] = ("val",)
-
-
-@dataclasses.dataclass(frozen=True)
-class Files:
-    """The files of one split, with or without the year in their names."""
-
-    source: Path
-    split: str
-
-    def path(self, start: str, end: str = "") -> Path:
-        """`<start><split>2017<end>`, or without the year where only that exists."""
-        named = self.source / f"{start}{self.split}{YEAR}{end}"
-        plain = self.source / f"{start}{self.split}{end}"
-        return plain if plain.exists() and not named.exists() else named
 
 
 def read_panoptic_map(item: PanopticItem, masks: Sequence[bytes]) -> Map:
@@ -120,14 +110,15 @@ def plan_split(
     referring: Sequence[Referring] = (),
     exclude: frozenset[int] = frozenset(),
     lvis: Sequence[Path] = (),
+    filtered: str | None = None,
 ) -> tuple[Plan, Classes]:
     """The records of one split, in the order of its annotation file."""
-    files = Files(source, split)
-    path = files.path("annotations/panoptic_", ".json")
+    files = files_of(source, split, filtered)
+    path = files.annotations("panoptic")
     table = load_json(path, ("images", "annotations", "categories"))
     classes = read_classes(table["categories"], path)
-    objects = _optional_objects(files.path("annotations/instances_", ".json"), classes)
-    captions = _captions(files.path("annotations/captions_", ".json"))
+    objects = _optional_objects(files.annotations("instances"), classes)
+    captions = _captions(files.annotations("captions"))
     refs, left_out = _read_referring(referring, classes, split)
     better = read_lvis(lvis) if lvis else {}
     images = {
@@ -153,13 +144,13 @@ def plan_split(
                 for entry in referred_objects(group, spare, origin)
                 if entry.id not in mine
             }
-        file_name = field(image, "file_name", str, where)
+        image_path = file_below(files.path(""), image, where)
         items.append(
             PanopticItem(
                 image_id=image_id,
-                file_name=Path(file_name).name,
-                image_path=files.path("") / file_name,
-                map_path=files.path("panoptic_") / field(annotation, "file_name", str, where),
+                file_name=image_path.name,
+                image_path=image_path,
+                map_path=file_below(files.path("panoptic_"), annotation, where),
                 height=field(image, "height", int, where),
                 width=field(image, "width", int, where),
                 segments=_segments(annotation, classes, where),
@@ -219,18 +210,17 @@ def _read_referring(
     joined: dict[int, list[Joined]] = defaultdict(list)
     left_out = set()
     for one in referring:
-        path = one.directory / "instances.json"
-        rows = load_json(path, ("annotations",))["annotations"]
-        objects = read_objects(rows, classes, path)
-        known = {entry.id: entry for entries in objects.values() for entry in entries}
+        merged = one.directory.is_file()
+        found = read_sentences(one.directory, one.owner, classes)
         mine: dict[int, list[Ref]] = defaultdict(list)
-        for ref in read_refs(one.directory, one.owner):
-            if ref.split == split:
+        for ref in found.refs:
+            # Officially all rows of a merged file are trained on, whatever split they are of.
+            if ref.split == split or (merged and ref.split not in one.held_out):
                 mine[ref.image_id].append(ref)
             elif ref.split in one.held_out:
                 left_out.add(ref.image_id)
         for image_id, group in mine.items():
-            joined[image_id].append((group, known, path))
+            joined[image_id].append((group, found.objects, found.path))
     return joined, left_out
 
 
@@ -239,26 +229,21 @@ def convert(
     root: Path,
     name: str,
     splits: Sequence[str],
-    processes: int,
+    processes: int | Beam,
     referring: Sequence[Referring] = (),
     exclude: frozenset[int] = frozenset(),
     lvis: Sequence[Path] = (),
+    filtered: str | None = None,
 ) -> None:
     """Converts some splits below `source` to `<root>/<name>`."""
     plans, classes = [], None
     for split in splits:
-        plan, found = plan_split(source, split, referring, exclude, lvis)
+        plan, found = plan_split(source, split, referring, exclude, lvis, filtered)
         if classes not in (None, found):
             raise ValueError(f"{source}: the splits {list(splits)} list different 'categories'.")
         plans.append(plan)
         classes = found
     write_dataset(root, name, classes, plans, processes=processes)
-
-
-def find_splits(source: Path) -> list[str]:
-    """The splits that have a panoptic annotation file."""
-    names = sorted(path.stem for path in source.glob("annotations/panoptic_*.json"))
-    return [name.removeprefix("panoptic_").removesuffix(YEAR) for name in names]
 
 
 def read_exclude(value: str) -> frozenset[int]:
@@ -276,24 +261,31 @@ def read_exclude(value: str) -> frozenset[int]:
 
 
 def referring_of(args: argparse.Namespace, splits: Sequence[str]) -> list[Referring]:
-    """The REFER folders of the command line, or RefCOCOg where it lies in or beside --input."""
+    """The sentences that the command line names, or those that lie in or beside --input."""
     folders = args.referring
     if folders is None:
         found = find_refer(args.input, "refcocog")
-        folders = [found] if found else []
-        if found:
-            print(f"Sentences are joined from {found}.")
-        elif "train" in splits and args.exclude is None:
+        official = [files_of(args.input, split, args.filtered) for split in splits]
+        held = args.input / "annotations" / MERGED_NAMES["refcocog"]
+        folders = [path for path in [files.grounding() for files in official] if path]
+        folders = folders or ([found] if found else [])
+        if not found and held.is_file():
+            folders.append(held)
+        if folders:
+            print(f"Sentences are joined from {', '.join(map(str, folders))}.")
+        filtered = [files.filtered for files in official if files.split == "train"]
+        if "" in filtered and not found and not held.is_file() and args.exclude is None:
             print(
                 "warning: no refcocog/refs(umd).p in or beside --input and no --exclude: the images "
                 "of the RefCOCOg validation split, which are COCO training images, stay in train."
             )
+    kept = ("refcoco", "refcoco+", MERGED_NAMES["refcoco"], MERGED_NAMES["refcoco+"])
     return [
         Referring(
             folder,
             args.owner or OWNERS.get(folder.name, "umd"),
             # Only RefCOCOg's validation images are left out officially.
-            tuple(args.held_out) if folder.name not in ("refcoco", "refcoco+") else (),
+            () if folder.name in kept else tuple(args.held_out),
         )
         for folder in folders
     ]
@@ -301,18 +293,33 @@ def referring_of(args: argparse.Namespace, splits: Sequence[str]) -> list[Referr
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this converter and of data_prep/lvis.py."""
-    parser.add_argument("--referring", type=Path, nargs="*", help="folders with refs(*).p")
+    parser.add_argument(
+        "--referring", type=Path, nargs="*", help="folders with refs(*).p, or merged JSON"
+    )
     parser.add_argument("--owner", help="umd, google or unc: the name in refs(*).p")
     parser.add_argument("--held_out", nargs="*", default=["val"], help="splits of RefCOCOg")
+    parser.add_argument("--filtered", help="end of the names of the official filtered files")
     parser.add_argument("--exclude", help="image ids, or a file of them, to leave out of train")
 
 
 def convert_arguments(args: argparse.Namespace, lvis: Sequence[Path] = ()) -> None:
     """Converts what the command line asks for."""
-    splits = chosen_splits(args.splits, find_splits(args.input), args.input)
+    splits = chosen_splits(
+        args.splits, list(find_splits(args.input)), args.input, "annotations/panoptic_*.json"
+    )
     referring = referring_of(args, splits)
     exclude = read_exclude(args.exclude) if args.exclude else frozenset()
-    convert(args.input, args.output, args.name, splits, args.processes, referring, exclude, lvis)
+    convert(
+        args.input,
+        args.output,
+        args.name,
+        splits,
+        workers_of(args),
+        referring,
+        exclude,
+        lvis,
+        args.filtered,
+    )
 
 
 def main() -> None:
@@ -324,4 +331,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Under its own name, so that other processes and machines find what is defined here.
+    importlib.import_module(__spec__.name).main()

@@ -15,12 +15,14 @@ split val:
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from data_prep.beam import Beam
 from data_prep.items import Item, Map, Segment, make_record
 from data_prep.writer import (
     Classes,
@@ -29,6 +31,7 @@ from data_prep.writer import (
     chosen_splits,
     converter_parser,
     message_only,
+    workers_of,
     write_dataset,
 )
 from seem_jax.data.schema import Record
@@ -167,7 +170,12 @@ def find_splits(source: Path, year: int) -> list[str]:
 
 
 def convert(
-    source: Path, root: Path, name: str, splits: Sequence[str], processes: int, year: int = 2017
+    source: Path,
+    root: Path,
+    name: str,
+    splits: Sequence[str],
+    processes: int | Beam,
+    year: int = 2017,
 ) -> None:
     """Converts some splits below `source` to `<root>/<name>`."""
     plans = [plan_split(source, split, year) for split in splits]
@@ -184,11 +192,12 @@ def main() -> None:
             name = args.name or "davis_frames"
         else:
             found = find_splits(args.input, args.year)
-            splits = chosen_splits(args.splits, found, args.input)
+            splits = chosen_splits(args.splits, found, args.input, f"ImageSets/{args.year}/*.txt")
             plans = [plan_split(args.input, split, args.year) for split in splits]
             name = args.name or ("davis" if args.year == 2017 else "davis2016")
-        write_dataset(args.output, name, CLASSES, plans, processes=args.processes)
+        write_dataset(args.output, name, CLASSES, plans, processes=workers_of(args))
 
 
 if __name__ == "__main__":
-    main()
+    # Under its own name, so that other processes and machines find what is defined here.
+    importlib.import_module(__spec__.name).main()

@@ -65,18 +65,15 @@ def describe(
 ) -> list[str]:
     """Two to four different sentences that each mean the item `target` and no other; [] if none.
 
-    One by attributes, one by order and one by relation, as far as the scene allows.
+    Two by attributes, one by order and one by relation, as far as the scene allows.
     """
-    by_attributes = attribute_sentences(items, target)
-    kinds = (
-        by_attributes,
+    chosen = _likely_texts(_identifying(items, target), 2, rng)
+    for kind in (
         _ordinal_sentences(items, target, image_size),
         _relation_sentences(items, target, image_size),
-    )
-    chosen = [str(rng.choice(kind)) for kind in kinds if kind]
-    rest = [text for text in by_attributes if text not in chosen]
-    if rest and len(chosen) < 4:
-        chosen.append(str(rng.choice(rest)))
+    ):
+        if kind:
+            chosen.append(str(rng.choice(kind)))
     return [_article(text, rng) for text in chosen] if len(chosen) >= 2 else []
 
 
@@ -95,7 +92,26 @@ def describe_composition(items: Sequence[Item], target: int, rng: np.random.Gene
 
 def attribute_sentences(items: Sequence[Item], target: int) -> list[str]:
     """All descriptions by attributes that fit only `target`, short ones first."""
-    return [noun.text() for noun in _nouns(items[target]) if _fitting(noun, items) == [target]]
+    return [noun.text() for noun in _identifying(items, target)]
+
+
+def _identifying(items: Sequence[Item], target: int) -> list[Noun]:
+    return [noun for noun in _nouns(items[target]) if _fitting(noun, items) == [target]]
+
+
+def _likely_texts(nouns: Sequence[Noun], count: int, rng: np.random.Generator) -> list[str]:
+    """Up to `count` different descriptions, drawn as people choose them."""
+    if not nouns:
+        return []
+    share = np.array([_likelihood(noun) for noun in nouns])
+    chosen = rng.choice(len(nouns), min(count, len(nouns)), replace=False, p=share / share.sum())
+    return [nouns[index].text() for index in chosen]
+
+
+def _likelihood(noun: Noun) -> float:
+    """How likely a person says it, unscaled: people name what a thing is, then its colour, and its
+    size or texture only now and then (Dale and Reiter 1995, the incremental algorithm)."""
+    return (1.0 if noun.shape else 0.2) * 0.3 ** bool(noun.size) * 0.3 ** bool(noun.texture)
 
 
 def _attributes(item: Item) -> tuple[str, str, str, str]:

@@ -8,6 +8,7 @@ that lie as `lvis/*.json` in or beside --input. The result is the official train
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 from data_prep import coco
@@ -35,4 +36,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Under its own name, so that other processes and machines find what is defined here.
+    importlib.import_module(__spec__.name).main()

@@ -1,7 +1,8 @@
 """Finer masks for panoptic segments, from LVIS (Gupta et al. 2019), which annotates COCO's images.
 
 As the official training does it: a segment whose box overlaps the box of an LVIS object by more
-than 0.7 IoU takes the mask of that object (the one of the largest IoU) and keeps its own class.
+than 0.7 IoU takes the mask of that object (the one of the largest IoU) and keeps its own class. The
+boxes are those of the whole image; the official mapper compares what a random crop leaves of both.
 """
 
 from __future__ import annotations

@@ -3,30 +3,41 @@
     python -m data_prep.refcoco --input data/coco --referring data/refer/refcocog --owner umd \\
         --output data/coco/records --splits val test
 
-Reads `refs(<owner>).p` and `instances.json` below --referring and the images below --input:
+Reads `refs(<owner>).p` and `instances.json` below --referring, or the official merged file that
+--referring names, as annotations/refcocog_umd_val.json, and the images below --input:
 `*2017/<image id>.jpg`, or `*2014/COCO_*2014_<image id>.jpg`. Without --referring, the folder of
---dataset is looked for in or beside --input. One record an image: its referred objects and all
+--dataset is looked for in or beside --input, and then its merged file in annotations/. One record an image: its referred objects and all
 their sentences. Owners: refcoco and refcoco+ unc; refcocog umd (images of its splits are disjoint)
 or google.
 """
 
 from __future__ import annotations
 
+import importlib
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.annotations import Object, field, load_json, read_classes, read_objects
+from data_prep.annotations import Object, load_json, read_classes, read_objects
+from data_prep.beam import Beam
 from data_prep.items import Item, Ref, make_record
+from data_prep.sentences import Sentences, classes_beside, read_merged, read_ref, read_sizes
 from data_prep.writer import (
+    Classes,
     MissingInputError,
     Plan,
     chosen_splits,
     converter_parser,
     message_only,
+    workers_of,
     write_dataset,
 )
 
+MERGED_NAMES = {  # of the release, in annotations/
+    "refcoco": "refcoco_unc.json",
+    "refcoco+": "refcocop_unc.json",
+    "refcocog": "refcocog_umd_val.json",
+}
 OWNERS = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}  # the usual one of each
 
 
@@ -61,21 +72,25 @@ def read_refs(directory: Path, owner: str) -> list[Ref]:
             raise ValueError(f"{path} is no REFER file ({error!r}).") from error
     if not isinstance(rows, list):
         raise ValueError(f"{path}: expected a list of records, found {type(rows).__name__}.")
-    return [_ref(row, f"{path}, record {number}") for number, row in enumerate(rows)]
+    return [read_ref(row, f"{path}, record {number}") for number, row in enumerate(rows)]
 
 
-def _ref(row: object, where: str) -> Ref:
-    sentences = field(row, "sentences", list, where)
-    return Ref(
-        ref_id=field(row, "ref_id", int, where),
-        ann_id=field(row, "ann_id", int, where),
-        image_id=field(row, "image_id", int, where),
-        split=field(row, "split", str, where),
-        sentences=tuple(
-            field(sentence, "raw", str, f"{where}, sentence {number}")
-            for number, sentence in enumerate(sentences)
-        ),
-    )
+def read_sentences(referring: Path, owner: str, classes: Classes) -> Sentences:
+    """The sentences of a REFER folder, or of a merged JSON file, with their objects."""
+    if referring.is_file():
+        return read_merged(referring, classes)
+    path = referring / "instances.json"
+    table = load_json(path, ("images", "annotations", "categories"))
+    objects = read_objects(table["annotations"], classes, path)
+    known = {entry.id: entry for entries in objects.values() for entry in entries}
+    return Sentences(read_refs(referring, owner), known, read_sizes(table, path), path)
+
+
+def _classes(referring: Path) -> Classes:
+    if referring.is_file():
+        return classes_beside(referring)
+    path = referring / "instances.json"
+    return read_classes(load_json(path, ("categories",))["categories"], path)
 
 
 def referred_objects(refs: Sequence[Ref], known: dict[int, Object], path: Path) -> list[Object]:
@@ -93,35 +108,28 @@ def convert(
     root: Path,
     name: str,
     splits: Sequence[str],
-    processes: int,
+    processes: int | Beam,
 ) -> None:
-    """Converts some splits of a REFER folder; images are looked for in `<images>/*2017`."""
-    refs = read_refs(referring, owner)
-    path = referring / "instances.json"
-    table = load_json(path, ("images", "annotations", "categories"))
-    classes = read_classes(table["categories"], path)
-    objects = read_objects(table["annotations"], classes, path)
-    known = {item.id: item for items in objects.values() for item in items}
-    sizes = {
-        field(row, "id", int, f"{path}, image {number}"): (
-            field(row, "height", int, f"{path}, image {number}"),
-            field(row, "width", int, f"{path}, image {number}"),
-        )
-        for number, row in enumerate(table["images"])
-    }
+    """Converts some splits of a REFER folder or a merged JSON file, which has no owner.
+
+    Images are looked for in `<images>/*2017`, then in `<images>/*2014`.
+    """
+    classes = _classes(referring)
+    found = read_sentences(referring, owner, classes)
+    refs, sizes, path = found.refs, found.sizes, found.path
     folders = sorted(
         folder for folder in images.glob("*20*") if not folder.name.startswith("panoptic")
     )
     there = list(dict.fromkeys(ref.split for ref in refs))
     plans = []
-    for split in chosen_splits(splits, there, referring):
+    for split in chosen_splits(splits, there, referring, "sentences"):
         by_image: dict[int, list[Ref]] = {}
         for ref in refs:
             if ref.split == split:
                 by_image.setdefault(ref.image_id, []).append(ref)
         if not by_image:
             raise ValueError(
-                f"refs({owner}).p in {referring} has the splits {sorted(there)}, not {split!r}."
+                f"the sentences of {referring} are of the splits {sorted(there)}, not {split!r}."
             )
         items = []
         for image_id, group in by_image.items():
@@ -136,7 +144,7 @@ def convert(
                     image_path=image_path,
                     height=height,
                     width=width,
-                    objects=tuple(referred_objects(group, known, path)),
+                    objects=tuple(referred_objects(group, found.objects, path)),
                     refs=tuple(group),
                 )
             )
@@ -164,17 +172,25 @@ def _find_image(folders: Sequence[Path], image_id: int, images: Path) -> Path:
 def main() -> None:
     parser = converter_parser(__doc__, name="")
     parser.add_argument("--dataset", choices=sorted(OWNERS), default="refcocog")
-    parser.add_argument("--referring", type=Path, help="folder with refs(*).p and instances.json")
+    parser.add_argument(
+        "--referring", type=Path, help="folder with refs(*).p and instances.json, or merged JSON"
+    )
     parser.add_argument("--owner", help="umd, google or unc: the name in refs(*).p")
     args = parser.parse_args()
     with message_only(__doc__):
         folder = args.referring or find_refer(args.input, args.dataset)
+        merged = args.input / "annotations" / MERGED_NAMES[args.dataset]
+        if folder is None and merged.is_file():
+            folder = merged
         if folder is None:
-            raise MissingInputError(f"no {args.dataset}/refs(*).p in or beside {args.input}.")
+            raise MissingInputError(
+                f"no {args.dataset}/refs(*).p in or beside {args.input}, and no {merged}."
+            )
         owner = args.owner or OWNERS[args.dataset]
         name = args.name or args.dataset.replace("+", "plus") + "_google" * (owner == "google")
-        convert(args.input, folder, owner, args.output, name, args.splits, args.processes)
+        convert(args.input, folder, owner, args.output, name, args.splits, workers_of(args))
 
 
 if __name__ == "__main__":
-    main()
+    # Under its own name, so that other processes and machines find what is defined here.
+    importlib.import_module(__spec__.name).main()

@@ -12,12 +12,14 @@ Reads below --input:
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import scipy.io
 
+from data_prep.beam import Beam
 from data_prep.items import Item, Map, Segment, listed_items, make_record
 from data_prep.voc import CLASSES
 from data_prep.writer import (
@@ -25,6 +27,7 @@ from data_prep.writer import (
     chosen_splits,
     converter_parser,
     message_only,
+    workers_of,
     write_dataset,
 )
 
@@ -70,7 +73,9 @@ def plan_split(source: Path, split: str) -> Plan:
     return Plan(split, items, functools.partial(make_record, read_map=read_sbd_map))
 
 
-def convert(source: Path, root: Path, name: str, splits: Sequence[str], processes: int) -> None:
+def convert(
+    source: Path, root: Path, name: str, splits: Sequence[str], processes: int | Beam
+) -> None:
     """Converts some splits below `source` to `<root>/<name>`."""
     plans = [plan_split(source, split) for split in splits]
     write_dataset(root, name, CLASSES, plans, processes=processes)
@@ -83,9 +88,10 @@ def main() -> None:
         if (source / "dataset").is_dir():  # --input is the folder benchmark_RELEASE
             source = source / "dataset"
         found = [split for split in SPLITS if (source / f"{split}.txt").is_file()]
-        splits = chosen_splits(args.splits, found, source)
-        convert(source, args.output, args.name, splits, args.processes)
+        splits = chosen_splits(args.splits, found, source, "train.txt or val.txt")
+        convert(source, args.output, args.name, splits, workers_of(args))
 
 
 if __name__ == "__main__":
-    main()
+    # Under its own name, so that other processes and machines find what is defined here.
+    importlib.import_module(__spec__.name).main()

@@ -26,7 +26,7 @@ COLORS = {  # RGB; far from each other and from the ground colours
     "white": (252, 252, 252),
 }
 TEXTURES = ("plain", "striped", "dotted")
-SIZES = {"small": (12.0, 13.5), "large": (18.0, 21.0)}  # range of the radius at REFERENCE_SIZE
+SIZES = {"small": (13.5, 15.5), "large": (20.0, 23.0)}  # range of the radius at REFERENCE_SIZE
 STUFF = ("sky", "grass", "water", "sand", "brick")
 
 # Never drawn together in train, val and the videos: naming them tests composition.
@@ -41,8 +41,9 @@ HELD_OUT = {
     "white": "cross",
 }
 PATTERN, RIM = 0.65, 0.15  # brightness of stripes and dots, and of the rim, as shares of the colour
+SHARED = 0.2  # chance that a thing takes the shape, and that it takes the colour, of another
 TILT = 0.2  # largest turn of a thing in radians; some shapes would be others upside down
-MIN_VISIBLE = 0.6  # share of a thing that stays visible when the scene is composed
+MIN_VISIBLE = 0.7  # share of a thing that stays visible when the scene is composed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +92,7 @@ def _arc(radius: float, start: float, stop: float, center: float = 0.0) -> np.nd
 
 def _star() -> np.ndarray:
     turn = -np.pi / 2 + np.arange(10) * np.pi / 5
-    radius = np.where(np.arange(10) % 2 == 0, 1.2, 0.52)
+    radius = np.where(np.arange(10) % 2 == 0, 1.2, 0.58)
     return np.stack([radius * np.cos(turn), radius * np.sin(turn)], axis=-1)
 
 
@@ -103,7 +104,7 @@ def _heart() -> np.ndarray:
 
 
 def _moon() -> np.ndarray:
-    outer, inner, shift = 1.1, 0.9, 0.6  # two circles; the second is cut out of the first
+    outer, inner, shift = 1.1, 0.9, 0.7  # two circles; the second is cut out of the first
     x = (outer**2 - inner**2 + shift**2) / (2 * shift)
     tip = np.sqrt(outer**2 - x**2)
     a, b = np.arctan2(tip, x), np.arctan2(tip, x - shift)
@@ -112,13 +113,13 @@ def _moon() -> np.ndarray:
 
 
 def _cross() -> np.ndarray:
-    a, b = 1.05, 0.37
+    a, b = 1.05, 0.42
     arm = [(b, b), (b, a), (-b, a), (-b, b), (-a, b), (-a, -b), (-b, -b), (-b, -a), (b, -a)]
     return np.array([*arm, (b, -b), (a, -b), (a, b)])
 
 
 def _arrow() -> np.ndarray:
-    points = [(-1.15, -0.34), (0.1, -0.34), (0.1, -0.95), (1.2, 0.0)]
+    points = [(-1.15, -0.4), (0.1, -0.4), (0.1, -0.98), (1.2, 0.0)]
     return np.array(points + [(x, -y) for x, y in reversed(points[:-1])])
 
 
@@ -128,12 +129,12 @@ SHAPES = {  # closed outlines around (0, 0); a second outline is a hole
     "triangle": (np.array([(0.0, -1.2), (1.04, 0.6), (-1.04, 0.6)]),),
     "star": (_star(),),
     "cross": (_cross(),),
-    "ring": (_arc(1.05, 0, 2 * np.pi), _arc(0.55, 0, 2 * np.pi)),
+    "ring": (_arc(1.05, 0, 2 * np.pi), _arc(0.5, 0, 2 * np.pi)),
     "heart": (_heart(),),
     "moon": (_moon(),),
     "arrow": (_arrow(),),
     "bowtie": (
-        np.array([(-1.1, -0.8), (0, -0.18), (1.1, -0.8), (1.1, 0.8), (0, 0.18), (-1.1, 0.8)]),
+        np.array([(-1.1, -0.85), (0, -0.26), (1.1, -0.85), (1.1, 0.85), (0, 0.26), (-1.1, 0.85)]),
     ),
 }
 
@@ -144,13 +145,13 @@ def held_out(thing: Thing) -> bool:
 
 
 def sample_scene(rng: np.random.Generator, size: int, unseen: bool = False) -> Scene:
-    """A random scene of 2 to 6 things; with `unseen` the first has a held-out pair, else none has.
+    """A random scene of 2 to 4 things; with `unseen` the first has a held-out pair, else none has.
 
     Every thing is visible to at least MIN_VISIBLE, every band of ground covers 4% of the image.
     """
     while True:
         ground = _sample_ground(rng, size)
-        things = _sample_things(rng, size, int(rng.integers(2, 6)), unseen)
+        things = _sample_things(rng, size, int(rng.integers(2, 5)), unseen)
         scene = Scene(size, ground, things)
         areas = np.bincount(index_map(scene).ravel(), minlength=len(ground.classes) + 1)
         if len(things) >= 2 and areas[1 : len(ground.classes) + 1].min() >= 0.04 * size**2:
@@ -200,9 +201,9 @@ def _sample_thing(
     """A thing that often shares its shape or colour with another, so that sentences must tell."""
     while True:
         shape, color = str(rng.choice(list(SHAPES))), str(rng.choice(list(COLORS)))
-        if others and rng.random() < 0.35:
+        if others and rng.random() < SHARED:
             shape = others[int(rng.integers(len(others)))].shape
-        if others and rng.random() < 0.35:
+        if others and rng.random() < SHARED:
             color = others[int(rng.integers(len(others)))].color
         if must_be_held_out:
             shape = HELD_OUT[color]

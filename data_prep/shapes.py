@@ -33,7 +33,7 @@ from seem_jax.data.catalog import open_split
 from seem_jax.data.tfrecord import replacing
 from seem_jax.models.language.tokenizer import Tokenizer
 
-FORMAT = 1  # raise it when the same parameters give other files
+FORMAT = 2  # raise it when the same parameters give other files
 SPLITS = ("train", "val", "unseen")
 CONVERTED = {
     "shapes_panoptic": SPLITS,

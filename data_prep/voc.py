@@ -14,12 +14,14 @@ become `ignore_rle`: no score counts them.
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from data_prep.beam import Beam
 from data_prep.items import Item, Map, Segment, listed_items, make_record
 from data_prep.writer import (
     Classes,
@@ -27,6 +29,7 @@ from data_prep.writer import (
     chosen_splits,
     converter_parser,
     message_only,
+    workers_of,
     write_dataset,
 )
 
@@ -105,7 +108,9 @@ def plan_split(source: Path, split: str) -> Plan:
     return Plan(split, items, functools.partial(make_record, read_map=read_voc_map))
 
 
-def convert(source: Path, root: Path, name: str, splits: Sequence[str], processes: int) -> None:
+def convert(
+    source: Path, root: Path, name: str, splits: Sequence[str], processes: int | Beam
+) -> None:
     """Converts some splits below `source` to `<root>/<name>`."""
     plans = [plan_split(source, split) for split in splits]
     write_dataset(root, name, CLASSES, plans, processes=processes)
@@ -122,9 +127,12 @@ def main() -> None:
         source = args.input
         if (source / "VOC2012").is_dir():  # --input is the folder VOCdevkit
             source = source / "VOC2012"
-        splits = chosen_splits(args.splits, find_splits(source), source)
-        convert(source, args.output, args.name, splits, args.processes)
+        splits = chosen_splits(
+            args.splits, find_splits(source), source, "ImageSets/Segmentation/*.txt"
+        )
+        convert(source, args.output, args.name, splits, workers_of(args))
 
 
 if __name__ == "__main__":
-    main()
+    # Under its own name, so that other processes and machines find what is defined here.
+    importlib.import_module(__spec__.name).main()

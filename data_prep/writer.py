@@ -18,6 +18,7 @@ from typing import Any
 
 import tqdm
 
+from data_prep.beam import Beam
 from seem_jax.data import schema
 from seem_jax.data.catalog import VERSION
 from seem_jax.data.tfrecord import read_index, replacing, shard_paths, write_shard
@@ -62,12 +63,13 @@ class ShardJob:
 
 
 def write_dataset(
-    root: Path, name: str, classes: Classes, plans: Sequence[Plan], *, processes: int
+    root: Path, name: str, classes: Classes, plans: Sequence[Plan], *, processes: int | Beam
 ) -> None:
     """Writes `<root>/<name>/1.0.0/`. Finished shards of an earlier run on the same input are kept.
 
     The description files come last, so a data set that was not finished cannot be opened. Splits
-    that earlier runs finished stay. Raises ValueError when what is there came from other input.
+    that earlier runs finished stay. The work is done by so many processes, or a Beam pipeline. Raises
+    ValueError when what is there came from other input.
     """
     directory = root / name / VERSION
     directory.mkdir(parents=True, exist_ok=True)
@@ -79,9 +81,13 @@ def write_dataset(
     state = _begin(directory, classes, plans)
     jobs = [job for plan in plans for job in _missing_shards(directory, name, plan)]
     done = sum(len(plan.items) for plan in plans) - sum(len(job.items) for job in jobs)
+    if isinstance(processes, Beam):
+        counts = processes.run(_write, jobs, directory)
+    else:
+        counts = run(_write, jobs, processes)
     with tqdm.tqdm(total=done + sum(len(job.items) for job in jobs), desc=name, unit="rec") as bar:
         bar.update(done)
-        for count in run(_write, jobs, processes):
+        for count in counts:
             bar.update(count)
     _describe(
         directory, name, [split for split in sorted(state) if _finished(directory, name, split)]
@@ -143,14 +149,26 @@ def converter_parser(description: str, name: str) -> argparse.ArgumentParser:
         "--splits", nargs="+", action="extend", type=str, help="default: all that are in --input"
     )
     parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--runner", help="of Apache Beam, as DirectRunner; see data_prep/beam.py")
+    parser.add_argument("--beam_options", default="", help="of the runner, in one string")
     return parser
 
 
-def chosen_splits(asked: Sequence[str] | None, found: Sequence[str], where: object) -> list[str]:
-    """The splits of --splits (separated by spaces or commas), or those that were found."""
+def workers_of(args: argparse.Namespace) -> int | Beam:
+    """Who does the work, as the options say: so many processes, or a Beam pipeline."""
+    return Beam(args.runner, args.beam_options) if args.runner else args.processes
+
+
+def chosen_splits(
+    asked: Sequence[str] | None, found: Sequence[str], where: object, expected: str
+) -> list[str]:
+    """The splits of --splits (separated by spaces or commas), or those that were found.
+
+    MissingInputError where there are none, naming the file `expected` in `where`.
+    """
     splits = [split for text in asked or found for split in text.split(",") if split]
     if not splits:
-        raise MissingInputError(f"{where} holds no split that can be converted.")
+        raise MissingInputError(f"{where} holds no split to convert; expected {expected} there.")
     return list(dict.fromkeys(splits))
 
 

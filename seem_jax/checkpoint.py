@@ -4,7 +4,7 @@
                                  /opt_state/
                                  /data/      state of the grain iterator
                                  /meta/      configuration, step, versions
-                                 /manifest.json  SHA-256 of every file above; written last
+                                 /manifest.json  hash of every file above and every array; last
     WORKDIR/checkpoints/frozen/              parameters that never change, saved once
     WORKDIR/checkpoints/damaged/             steps that failed verification, moved aside
 
@@ -14,46 +14,33 @@ outside this file knows Orbax.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
-import os
 import shutil
+import threading
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
-from jax.experimental import multihost_utils
 
 from seem_jax import config as config_lib
-from seem_jax.config import Config
-
-MANIFEST = "manifest.json"
-# A run may continue with other values of these; all other fields must agree.
-MAY_DIFFER = (
-    "workdir",
-    "compile_cache",
-    "log_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "start_from",
-    "may_be_fresh",
-    "data.max_bad_records",
-    "mesh.",
-    "evaluation.",
-    "data.panoptic_eval",
-    "data.referring_eval",
-    "data.referring_unseen_eval",
-    "data.interactive_eval",
-    "data.num_threads",
-    "data.num_workers",
-    "data.prefetch",
-    "model.attention",
+from seem_jax import manifest, processes
+from seem_jax.checkpoint_folder import (
+    check_same_config,
+    delete,
+    move_aside,
+    newest_good_step,
+    saved_config,
+    steps,
 )
+from seem_jax.config import Config
+from seem_jax.manifest import problem
+
+WRITTEN_TOGETHER = 200 * 10**6  # bytes of parameters compressed and written at a time
+READ_SECONDS = 600.0  # to wait for other processes where nothing but parameters is read
 
 
 class Checkpoints:
@@ -66,26 +53,44 @@ class Checkpoints:
     def __init__(self, workdir: str | Path, config: Config):
         self.directory = Path(workdir).absolute() / "checkpoints"
         self.config = config
-        self.latest = _newest_good_step(self.directory)
+        self.latest = newest_good_step(self.directory, config.faults.meet_seconds, move=True)
         if self.latest is not None:
-            _check_same_config(self._path(self.latest), config)
-        self._unsealed: int | None = None
+            check_same_config(self._path(self.latest), config)
+        self._saving: _Save | None = None
+        self._failed = False  # a save did
+        if jax.process_index() == 0:
+            for half in self.directory.glob("deleted-*"):  # a kill came in between
+                shutil.rmtree(half)
+        # Orbax would delete an old step as soon as a new one is written; here it must be sealed first.
         self._manager = ocp.CheckpointManager(
-            self.directory / "steps",
-            options=ocp.CheckpointManagerOptions(max_to_keep=config.keep_checkpoints),
+            self.directory / "steps", options=ocp.CheckpointManagerOptions(max_to_keep=None)
         )
 
     def __enter__(self) -> Checkpoints:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        if error is not None and processes.several():
+            # Others may be gone, and finishing a save needs them all: only as long as is reasonable.
+            if self._saving is not None:
+                self._saving.thread.join(self.config.faults.lost_seconds)
+            return
         try:
             self.wait()
         except OSError:
             if error is None:
                 raise
             logging.exception("the last checkpoint was lost while the run was stopping")
-        self._manager.close()
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        """Orbax raises the error of a failed save once more here, after it was told as an OSError."""
+        try:
+            self._manager.close()
+        except Exception:
+            if not self._failed:
+                raise
 
     def save(self, step: int, params: Any, opt_state: Any, data: Any) -> None:
         """Starts saving; returns when the arrays were copied. `data` is the grain iterator, whose
@@ -95,6 +100,7 @@ class Checkpoints:
         """
         self.wait()
         self._check_space(step, params, opt_state)
+        prints = manifest.fingerprints({"params": params, "opt_state": opt_state})
         try:
             self._manager.save(
                 step,
@@ -108,7 +114,11 @@ class Checkpoints:
             )
         except Exception as error:
             raise self._failure(step, error) from error
-        self._unsealed = step
+        self._saving = _Save(step, lambda: self._seal(step, prints))
+
+    def prepare(self, params: Any, opt_state: Any) -> None:
+        """Compiles what a save computes, so that the first one does not wait for it."""
+        manifest.fetch(manifest.fingerprints({"params": params, "opt_state": opt_state}))
 
     def save_frozen(self, frozen: Any) -> None:
         """Saves the parameters that never change, in place of those of an earlier start."""
@@ -120,39 +130,73 @@ class Checkpoints:
                 checkpointer.save(path, frozen, force=True)
         except Exception as error:
             raise self._failure(0, error) from error
+        leaves = manifest.fetch(manifest.fingerprints(frozen))
         if jax.process_index() == 0:
-            _write_manifest(path)
+            manifest.write(path, leaves)
 
     def poll(self) -> None:
-        """Seals a save that has finished meanwhile. Cheap; call it once a step."""
-        if self._unsealed is not None and not self._manager.is_saving_in_progress():
+        """Takes note of a save that has finished meanwhile. Cheap; call it once a step.
+
+        Raises OSError when it could not be written.
+        """
+        if self._saving is not None and not self._saving.thread.is_alive():
             self.wait()
 
     def wait(self) -> None:
         """Returns when the running save, if any, is on disk and sealed by its manifest."""
-        if self._unsealed is None:
+        if self._saving is None:
             return
-        step, self._unsealed = self._unsealed, None
-        try:
-            self._manager.wait_until_finished()
-            self._manager.check_for_errors()
-            if jax.process_index() == 0:
-                _write_manifest(self._path(step))
-        except Exception as error:
-            raise self._failure(step, error) from error
-        self.latest = step
+        save, self._saving = self._saving, None
+        save.thread.join()
+        if save.error is not None:
+            raise self._failure(save.step, save.error) from save.error
+        self.latest = save.step
+
+    def _seal(self, step: int, prints: dict[str, jax.Array]) -> None:
+        """Waits for the files of a step, writes its manifest, then deletes what is too old."""
+        self._manager.wait_until_finished()
+        self._manager.check_for_errors()
+        leaves = manifest.fetch(prints)
+        if jax.process_index() == 0:
+            manifest.write(self._path(step), leaves)
+            for old in steps(self.directory)[self.config.keep_checkpoints :]:
+                delete(self._path(old), self.directory / f"deleted-{old}")
 
     def restore(self, params: Any, opt_state: Any, frozen: Any, data: Any) -> tuple[Any, Any, Any]:
-        """(params, opt_state, frozen) of step `latest`, and `data` set to where it was.
+        """(params, opt_state, frozen) of step `latest`, and `data` (None: not) set to where it was.
 
         The trees are ShapeDtypeStructs with the shardings wanted now; the mesh may be another one
-        than the checkpoint was saved on.
+        than the checkpoint was saved on. Where an array is not what it was when it was saved, the
+        step before is taken, with a warning, and `latest` is that one. ValueError when none is left.
         """
-        if not (self._path(self.latest) / "opt_state").is_dir():
-            raise ValueError(
-                f"{self._path(self.latest)} holds parameters only (seem_jax.convert wrote them), so "
-                "no run can continue there. Train in another --workdir and start from this one."
+        while self.latest is not None:
+            path = self._path(self.latest)
+            if not (path / "opt_state").is_dir():
+                raise ValueError(
+                    f"{path} holds parameters only (seem_jax.convert wrote them), so no run can "
+                    "continue there. Train in another --workdir and start from this one."
+                )
+            found, wrong = self._restore(params, opt_state)
+            if not wrong:
+                break
+            logging.warning(
+                "%s: %d arrays are not what they were when they were saved, as %s. Falling back to "
+                "the checkpoint before it.",
+                path,
+                len(wrong),
+                wrong[0],
             )
+            self._set_aside(self.latest)
+        else:
+            raise ValueError(f"no checkpoint in {self.directory} could be restored unchanged.")
+        if data is not None:
+            data.set_state(found["data"])
+        if jax.tree.leaves(frozen):
+            frozen = _restore_frozen(self.directory, frozen)
+        return found["params"], found["opt_state"], frozen
+
+    def _restore(self, params: Any, opt_state: Any) -> tuple[Any, list[str]]:
+        """(what Orbax gives for step `latest`, paths of arrays that are not as they were saved)."""
         found = self._manager.restore(
             self.latest,
             args=ocp.args.Composite(
@@ -161,10 +205,18 @@ class Checkpoints:
                 data=ocp.args.JsonRestore(),
             ),
         )
-        data.set_state(found["data"])
-        if jax.tree.leaves(frozen):
-            frozen = _restore_frozen(self.directory, frozen)
-        return found["params"], found["opt_state"], frozen
+        here = manifest.leaves(self._path(self.latest)) if jax.process_index() == 0 else None
+        text = processes.from_first("hashes", json.dumps(here), self.config.faults.meet_seconds)
+        trees = {"params": found["params"], "opt_state": found["opt_state"]}
+        return found, manifest.differing(json.loads(text), trees)
+
+    def _set_aside(self, step: int) -> None:
+        """Moves a damaged step away, and takes the newest good one before it as `latest`."""
+        limit = self.config.faults.meet_seconds
+        if jax.process_index() == 0:
+            move_aside(self.directory, step)
+        processes.meet("a damaged step was moved", limit)
+        self.latest = newest_good_step(self.directory, limit, move=True)
 
     def should_stop(self, step: int) -> bool:
         """True on all hosts at the same step after one of them was told to stop (with several)."""
@@ -174,6 +226,7 @@ class Checkpoints:
         return self.directory / "steps" / str(step)
 
     def _failure(self, step: int, error: Exception) -> OSError:
+        self._failed = True
         free = shutil.disk_usage(self.directory).free / 2**20
         reason = str(error).strip().splitlines()
         return OSError(
@@ -183,24 +236,63 @@ class Checkpoints:
             "command again; it continues from there."
         )
 
+    def check_room(self, params: Any, opt_state: Any) -> None:
+        """OSError at the start of a run when the disk cannot hold the checkpoints to come.
+
+        A new one is written before an old one goes: room for two is needed, or for one where the
+        old ones are there already.
+        """
+        size, free = _bytes((params, opt_state)), shutil.disk_usage(self.directory).free
+        missing = self.config.keep_checkpoints - len(steps(self.directory))
+        copies = 1 + (missing > 0)
+        if free < copies * size:
+            raise OSError(
+                f"{self.directory} has {free / 2**20:.0f} MiB free, but {copies} checkpoints of "
+                f"{size / 2**20:.0f} MiB must fit there at a time. Make room, or give a --workdir on "
+                "another disk."
+            )
+
     def _check_space(self, step: int, params: Any, opt_state: Any) -> None:
         """Fails before anything is written when the disk cannot hold what is about to be."""
-        size = sum(leaf.nbytes for leaf in jax.tree.leaves((params, opt_state)))
+        size = _bytes((params, opt_state))
         if shutil.disk_usage(self.directory).free < size:
             raise self._failure(step, OSError(f"needs {size / 2**20:.0f} MiB"))
+
+
+class _Save:
+    """A save under way: a thread that ends when it is sealed, or with `error`."""
+
+    def __init__(self, step: int, seal: Callable[[], None]):
+        self.step = step
+        self.error: Exception | None = None
+        self._seal = seal
+        self.thread = threading.Thread(target=self._run, name=f"save of step {step}", daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._seal()
+        except Exception as error:  # said by the main thread, at its next step
+            self.error = error
 
 
 def save_params(workdir: str | Path, params: Any, config: Config) -> None:
     """Writes parameters alone as step 0 of a new work folder, for `restore_params`."""
     path = Path(workdir).absolute() / "checkpoints" / "steps" / "0"
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
+    together = max(WRITTEN_TOGETHER, 2 * largest) / 1e9  # an array must fit
+    handler = ocp.CompositeCheckpointHandler(
+        params=ocp.StandardCheckpointHandler(save_concurrent_gb=together),
+        meta=ocp.JsonCheckpointHandler(),
+    )
+    with ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(
             path,
             args=ocp.args.Composite(
                 params=ocp.args.StandardSave(params), meta=ocp.args.JsonSave(_meta(0, config))
             ),
         )
-    _write_manifest(path)
+    manifest.write(path, manifest.fetch(manifest.fingerprints({"params": _on_device(params)})))
 
 
 def restore_params(workdir: str | Path, step: int | None = None) -> tuple[dict, Config]:
@@ -209,7 +301,7 @@ def restore_params(workdir: str | Path, step: int | None = None) -> tuple[dict, 
     Arrays are placed on the first device of this process. ValueError where there is no checkpoint.
     """
     directory = Path(workdir).absolute() / "checkpoints"
-    step = _newest_good_step(directory) if step is None else step
+    step = newest_good_step(directory, READ_SECONDS, move=False) if step is None else step
     path = directory / "steps" / str(step)
     if step is None or not path.is_dir():
         raise ValueError(
@@ -219,8 +311,15 @@ def restore_params(workdir: str | Path, step: int | None = None) -> tuple[dict, 
     if reason := problem(path):
         raise ValueError(f"{reason}; take another step.")
     params = _restore_here(path / "params")
+    wrong = manifest.differing(manifest.leaves(path), {"params": params})
     if (directory / "frozen").is_dir():
-        params |= _restore_here(directory / "frozen")
+        frozen = _restore_here(directory / "frozen")
+        wrong += manifest.differing(manifest.leaves(directory / "frozen"), frozen)
+        params |= frozen
+    if wrong:
+        raise ValueError(
+            f"{path}: {wrong[0]} is not what it was when it was saved; take another step."
+        )
     return params, saved_config(path)
 
 
@@ -234,81 +333,12 @@ def _meta(step: int, config: Config) -> dict:
     }
 
 
-def saved_config(path: Path) -> Config:
-    """The configuration inside the folder of one checkpoint."""
-    meta = json.loads((path / "meta" / "metadata").read_text())
-    try:
-        return config_lib.from_json(json.dumps(meta["config"]))
-    except ValueError as error:
-        raise ValueError(f"the configuration in {path / 'meta'} cannot be read: {error}") from error
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def problem(path: Path) -> str | None:
-    """What is wrong with a folder that has a manifest, or None: every file is as it was written."""
-    try:
-        wanted = json.loads((path / MANIFEST).read_text())
-    except (OSError, ValueError):
-        return f"{path} has no readable {MANIFEST}: saving it did not finish"
-    found = {str(file.relative_to(path)) for file in _files(path)}
-    for name in sorted(set(wanted) | found):
-        if name not in found:
-            return f"{path / name} is missing"
-        if name not in wanted:
-            return f"{path / name} does not belong there"
-        if _sha256(path / name) != wanted[name]:
-            return f"{path / name} was changed after it was written (SHA-256 differs)"
-    return None
-
-
-def differences(saved: Config, given: Config) -> list[str]:
-    """One line per field that differs and that a run cannot change on the way."""
-    old, new = _flat(dataclasses.asdict(saved)), _flat(dataclasses.asdict(given))
-    return [
-        f"config.{name}: checkpoint {old.get(name)!r}, now {new.get(name)!r}"
-        for name in sorted(set(old) | set(new))
-        if old.get(name) != new.get(name) and not name.startswith(MAY_DIFFER)
-    ]
-
-
-def _newest_good_step(directory: Path) -> int | None:
-    """Looks from the newest step back; moves damaged ones aside. All processes get one answer."""
-    step = None
-    if jax.process_index() == 0:
-        for step in _steps(directory):
-            reason = problem(directory / "steps" / str(step))
-            if reason is None:
-                break
-            _move_aside(directory, step)
-            logging.warning("%s. Falling back to the checkpoint before it.", reason)
-        else:
-            step = None
-    if jax.process_count() > 1:
-        agreed = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if step is None else step)))
-        step = None if agreed < 0 else agreed
-    return step
-
-
-def _steps(directory: Path) -> list[int]:
-    steps = directory / "steps"
-    names = [path.name for path in steps.iterdir()] if steps.is_dir() else []
-    return sorted((int(name) for name in names if name.isdigit()), reverse=True)
-
-
-def _move_aside(directory: Path, step: int) -> None:
-    target = directory / "damaged" / str(step)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(directory / "steps" / str(step), target)
-
-
-def _check_same_config(path: Path, config: Config) -> None:
-    lines = differences(saved_config(path), config)
-    if lines:
-        raise ValueError(
-            f"{path} is a checkpoint of another configuration:\n  "
-            + "\n  ".join(lines)
-            + "\nGive the same values, or another --workdir to start a new run."
-        )
+def _on_device(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.device_put(x, jax.local_devices()[0]), tree)
 
 
 def _restore_frozen(directory: Path, frozen: Any) -> Any:
@@ -319,7 +349,10 @@ def _restore_frozen(directory: Path, frozen: Any) -> Any:
             "start a new run in another --workdir."
         )
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(path, frozen)
+        found = checkpointer.restore(path, frozen)
+    if wrong := manifest.differing(manifest.leaves(path), found):
+        raise ValueError(f"{path}: {wrong[0]} is not what it was when it was saved.")
+    return found
 
 
 def _restore_here(path: Path) -> dict:
@@ -331,29 +364,3 @@ def _restore_here(path: Path) -> dict:
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), tree
         )
         return checkpointer.restore(path, target)
-
-
-def _write_manifest(path: Path) -> None:
-    sums = {str(file.relative_to(path)): _sha256(file) for file in _files(path)}
-    temporary = path / (MANIFEST + ".tmp")
-    temporary.write_text(json.dumps(sums, indent=1, sort_keys=True))
-    os.replace(temporary, path / MANIFEST)
-
-
-def _files(path: Path) -> list[Path]:
-    return sorted(f for f in path.rglob("*") if f.is_file() and not f.name.startswith(MANIFEST))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flat(tree: dict, prefix: str = "") -> dict[str, object]:
-    out = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            out |= _flat(value, f"{prefix}{name}.")
-        else:
-            out[prefix + name] = value
-    return out

@@ -134,9 +134,12 @@ class DataConfig:
     min_scale: float = 0.1  # large-scale jitter
     max_scale: float = 2.0
     flip: bool = True
+    mirror_text: bool = True  # left and right change places in flipped images; officially not
+    keep_hidden: bool = False  # targets that the cut left out stay, empty; officially so
     max_objects: int = 100  # M; further segments are dropped smallest first, and counted
     num_planes: int = 2  # R; plane 0 is the index map, the others hold overlapping masks
-    max_phrases: int = 4  # G
+    max_phrases: int = 4  # G; one for each segment of a class that is asked for by its name
+    max_texts: int = 4  # different texts an image, at most max_phrases (official: MAX_LEN - 1)
     max_phrase_tokens: int = 77  # J
     max_prompts: int = 10  # P
     max_points: int = 512  # K of the first drawings of an image
@@ -147,6 +150,9 @@ class DataConfig:
     num_workers: int = 0  # processes; 0 reads in threads
     num_threads: int = 2
     prefetch: int = 8  # batches
+    stall_seconds: float = (
+        30.0  # a record that takes longer to read is named in a warning; 0: never
+    )
     max_bad_records: int = 0  # that cannot be read; replaced by others and counted, then an error
 
 
@@ -177,6 +183,11 @@ class LossConfig:
     # Auxiliary losses of the mean features of each true segment (losses/regions.py); 0 officially.
     region_class: float = 0.0
     region_phrase: float = 0.0
+    region_bce: float = 0.0
+    region_dice: float = 0.0
+
+
+REGION_TERMS = ("class", "phrase", "bce", "dice")
 
 
 @dataclasses.dataclass
@@ -207,10 +218,40 @@ class MeshConfig:
 
 
 @dataclasses.dataclass
+class FaultsConfig:
+    """What a run does when something goes wrong. Seconds; 0 turns a limit of progress off."""
+
+    # A step whose loss, gradient or update is NaN or infinite is never applied. Then: "abort" ends the
+    # run; "skip" goes on with the next batch; "roll_back" goes on from the last checkpoint, with
+    # the batches after the bad one.
+    not_finite: str = "abort"
+    max_not_finite: int = 10  # skips in a row, or roll backs of one start, that are borne
+    stall_seconds: float = 600.0  # without progress inside the training loop, then all exit
+    phase_seconds: float = (
+        7200.0  # the same while starting, compiling, and for a batch of evaluation
+    )
+    lost_seconds: float = 60.0  # without a word from another process, then all exit
+    meet_seconds: float = 1800.0  # to wait for the other processes where all must come together
+
+
+@dataclasses.dataclass
+class ProfileConfig:
+    """Steps whose profiler trace goes to WORKDIR/profile; for TensorBoard, XProf or Perfetto."""
+
+    first_step: int = 0  # 0: none
+    num_steps: int = 3
+
+
+@dataclasses.dataclass
 class EvaluationConfig:
     every: int = 0  # steps; 0: only at the end
     batch_size: int = 8
-    image_size: int = 0  # square bucket in pixels; 0 takes data.image_size
+    image_size: int = 0  # square in pixels that images fit into; 0 takes data.image_size
+    # Official test sizes instead: (shortest, longest) edge in pixels, then multiples of
+    # model.backbone.size_divisor. () keeps the square.
+    edges: tuple[int, ...] = ()
+    referring_edges: tuple[int, ...] = ()
+    video_edges: tuple[int, ...] = ()
     max_images: int = 0  # 0: all
     max_clicks: int = 20
     object_threshold: float = 0.8
@@ -222,13 +263,20 @@ class EvaluationConfig:
         "interactive",
     )  # also instance, semantic, video
     referring_ways: tuple[str, ...] = ("text", "text+click")  # also "click", a drawn prompt alone
-    first_sentence_only: bool = False  # of each referred object, as officially
+    # Where the official evaluation and common practice differ; in brackets the official side.
+    first_sentence_only: bool = False  # of each object; else both ways are reported [True]
+    objects_together: int = 5  # clicked until all are good; 1: each by itself [5]
+    grown_masks: bool = False  # objects at model size grow by bicubic overshoot [True]
+    box_is_object: bool = True  # a box stands for its object in later clicks too [True]
+    training_strokes: bool = False  # first strokes by the laws of training [False]
+    voc_grey_ids: bool = False  # objects of VOC whose colours are equal as grey merge [True]
     first_prompts: tuple[str, ...] = (
         "point",
     )  # of interactive; also circle, scribble, polygon, box
     ritm: bool = False  # interactive also by the protocol of RITM and SimpleClick
     vocabulary: str = ""  # JSON file: class name -> what to call it, one name or several
     calibrate: bool = False  # fit a temperature of the class scores, on every second image
+    instance_annotations: str = ""  # COCO file with the truth of AP; "" takes the panoptic segments
     faster_coco_eval: bool = False  # AP by the package faster-coco-eval instead of pycocotools
 
 
@@ -242,6 +290,8 @@ class Config:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    faults: FaultsConfig = dataclasses.field(default_factory=FaultsConfig)
+    profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig)
     num_steps: int = 100_000
     encoder_steps: int = 0  # first of these, in which the encoders alone learn (loss.region_*)
     # Weights to start from: a work folder (of training or seem_jax.convert) or one of its steps. ""
@@ -249,7 +299,12 @@ class Config:
     start_from: str = ""
     may_be_fresh: tuple[str, ...] = ()  # paths of parameters that start_from may lack, as "decoder"
     max_rounds: int = 5  # simulated interactive rounds without gradient: 0 to this, uniform
+    accumulate: int = 1  # parts of a batch, one after the other, whose gradients are averaged
+    # What the backward pass computes again to save memory: "" nothing, "products" all but products
+    # with weights, "parts" everything inside the encoders and the decoder.
+    rematerialise: str = ""
     seed: int = 0
+    useful_gflop_per_image: float = 0.0  # training/utilisation.py; 0: no utilisation is reported
     log_every: int = 50  # steps
     checkpoint_every: int = 1000  # steps
     keep_checkpoints: int = 3
@@ -262,6 +317,7 @@ def validate(config: Config) -> None:
     _validate_backbone(config)
     _validate_data(config)
     _validate_training(config)
+    _validate_evaluation(config)
 
 
 def _validate_model(config: Config) -> None:
@@ -321,7 +377,14 @@ def _validate_backbone(config: Config) -> None:
 
 def _validate_data(config: Config) -> None:
     data, context = config.data, config.model.text.context_length
-    for field in ("image_size", "batch_size", "max_objects", "max_phrases", "max_prompts"):
+    for field in (
+        "image_size",
+        "batch_size",
+        "max_objects",
+        "max_phrases",
+        "max_texts",
+        "max_prompts",
+    ):
         _need(config, f"data.{field}", getattr(data, field) > 0, "a positive number")
     _need(config, "data.image_size", data.image_size % 32 == 0, "a multiple of 32")
     _need(config, "data.max_objects", data.max_objects <= 255, "at most 255")
@@ -341,6 +404,7 @@ def _validate_data(config: Config) -> None:
     fits = len(data.prompt_kinds) > 0 and set(data.prompt_kinds) <= kinds
     _need(config, "data.prompt_kinds", fits, f"names of {sorted(kinds)}")
     _need(config, "data.max_bad_records", data.max_bad_records >= 0, "0 or more")
+    _need(config, "data.stall_seconds", data.stall_seconds >= 0, "0 or more")
 
 
 def _validate_training(config: Config) -> None:
@@ -350,12 +414,39 @@ def _validate_training(config: Config) -> None:
     _need(
         config,
         "encoder_steps",
-        config.encoder_steps == 0 or config.loss.region_class > 0 or config.loss.region_phrase > 0,
-        "0 where loss.region_class and loss.region_phrase are 0: the encoders had nothing to learn",
+        config.encoder_steps == 0
+        or any(getattr(config.loss, f"region_{name}") > 0 for name in REGION_TERMS),
+        "0 where all of loss.region_* are 0: the encoders had nothing to learn",
     )
     _need(config, "max_rounds", config.max_rounds >= 0, "0 or more")
     fits = not config.may_be_fresh or bool(config.start_from)
     _need(config, "may_be_fresh", fits, "none, since config.start_from is empty")
+    _validate_faults(config)
+
+
+def _validate_faults(config: Config) -> None:
+    _one_of(config, "faults.not_finite", ("abort", "skip", "roll_back"))
+    _need(config, "faults.max_not_finite", config.faults.max_not_finite >= 0, "0 or more")
+    for field in ("stall_seconds", "phase_seconds"):
+        _need(config, f"faults.{field}", getattr(config.faults, field) >= 0, "0 or more seconds")
+    for field in ("lost_seconds", "meet_seconds"):
+        _need(config, f"faults.{field}", getattr(config.faults, field) > 0, "seconds above 0")
+    _need(config, "profile.first_step", config.profile.first_step >= 0, "0 (none) or a step")
+    fits = config.accumulate > 0 and config.data.batch_size % config.accumulate == 0
+    batch = config.data.batch_size
+    _need(config, "accumulate", fits, f"a divisor of data.batch_size = {batch}")
+    _one_of(config, "rematerialise", ("", "products", "parts"))
+    _need(config, "useful_gflop_per_image", config.useful_gflop_per_image >= 0, "0 or more")
+    _need(config, "profile.num_steps", config.profile.num_steps > 0, "a positive number")
+
+
+def _validate_evaluation(config: Config) -> None:
+    for name in ("edges", "referring_edges", "video_edges"):
+        edges = getattr(config.evaluation, name)
+        fits = not edges or (len(edges) == 2 and 0 < edges[0] < edges[1])
+        _need(config, f"evaluation.{name}", fits, "() or (shortest, longest) edge in pixels")
+    for name in ("batch_size", "max_clicks", "objects_together"):
+        _need(config, f"evaluation.{name}", getattr(config.evaluation, name) > 0, "above 0")
 
 
 def _need(config: Config, field: str, ok: bool, expected: str) -> None:

@@ -6,6 +6,14 @@
     python -m seem_jax.evaluate --checkpoint=runs/shapes --output=out --config=configs/shapes.py \
         --config.evaluation.max_images=100
 
+    python -m seem_jax.evaluate --checkpoint=runs/focalt_v1 --output=out --tasks=interactive \
+        --config=configs/focalt.py --config.model.decoder.rules=official \
+        --config.data.interactive_eval=voc:val --config.evaluation.voc_grey_ids=True
+
+Where the official evaluation and common practice differ, fields of config.evaluation choose a side
+(seem_jax/config.py); each choice stands in the protocol of the result, and equal protocol hashes mean
+numbers that may be compared. configs/focalt.py has the official test sizes and sides.
+
 Without --config everything is as the run was configured; with it, the model must be the same and
 data and evaluation are those of the file. The results of each sample go to OUTPUT/samples; the same
 command after a kill goes on where it stopped. Several hosts: start the same command on each with

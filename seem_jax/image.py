@@ -110,6 +110,16 @@ def fit_edges(size: tuple[int, int], shortest: int, longest: int) -> tuple[int, 
     return max(1, int(size[0] * scale + 0.5)), max(1, int(size[1] * scale + 0.5))
 
 
+def fit_edges_down(size: tuple[int, int], shortest: int, longest: int) -> tuple[int, int]:
+    """As `fit_edges`, but rounded down: torchvision's Resize, with which the official interactive
+    evaluation sizes its images."""
+    short, long = shortest, int(shortest * max(size) / min(size))
+    if long > longest:
+        short, long = int(longest * short / long), longest
+    short = max(1, short)
+    return (short, long) if size[0] <= size[1] else (long, short)
+
+
 def fit_square(size: tuple[int, int], side: float) -> tuple[int, int]:
     """The largest size of the same shape that fits into a square of this side, at least 1 x 1."""
     scale = min(side / size[0], side / size[1])

@@ -17,7 +17,9 @@ from flax import struct
 
 from seem_jax.kernels.resize import bicubic_matrix, bilinear_matrix
 
-BUCKET = 32  # originals are padded to a multiple of this many pixels, so few sizes compile
+# Originals are padded to a multiple of this many pixels, large ones to one of four times as many: so
+# few sizes compile.
+BUCKET, LARGE = 32, 256
 
 
 @struct.dataclass
@@ -55,7 +57,7 @@ def plan_resize(
     """The plan of a batch. image_sizes int [B, 2] (height, width) of the unpadded part at model size,
     originals (height, width) of the images as stored; images beyond len(originals) are padding."""
     sizes = np.array(originals)
-    height, width = (int(-(-size // BUCKET) * BUCKET) for size in sizes.max(0))
+    height, width = (_bucket(int(size)) for size in sizes.max(0))
     batch = len(image_sizes)
     rows = np.zeros((batch, height, feature_size[0]), np.float32)
     columns = np.zeros((batch, width, feature_size[1]), np.float32)
@@ -71,6 +73,11 @@ def plan_resize(
             )
         inside[b, :h, :w] = True
     return ResizePlan(rows=rows, columns=columns, inside=inside)
+
+
+def _bucket(size: int) -> int:
+    step = BUCKET if size <= LARGE else 4 * BUCKET
+    return -(-size // step) * step
 
 
 def resize(logits: jax.Array, plan: ResizePlan) -> jax.Array:

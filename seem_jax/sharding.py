@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 from flax.core import meta
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from seem_jax.config import MeshConfig
 
@@ -39,24 +39,31 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     the number of devices.
     """
     devices = jax.devices() if devices is None else devices
+    sizes = mesh_sizes(config, len(devices))
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def mesh_sizes(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
+    """The sizes of AXES on so many devices; see `make_mesh`."""
     sizes = [config.data, config.fsdp, config.tensor]
     known = int(np.prod([size for size in sizes if size != -1]))
     given = f"mesh (data, fsdp, tensor) = {tuple(sizes)}"
     if sizes.count(-1) > 1 or min(sizes) < -1 or 0 in sizes:
         raise ValueError(f"{given}: expected positive sizes, at most one of them -1.")
     if -1 in sizes:
-        sizes[sizes.index(-1)] = len(devices) // known
-    if int(np.prod(sizes)) != len(devices):
+        sizes[sizes.index(-1)] = num_devices // known
+    if int(np.prod(sizes)) != num_devices:
         raise ValueError(
-            f"{given} on {len(devices)} devices: expected sizes that multiply to {len(devices)}."
+            f"{given} on {num_devices} devices: expected sizes that multiply to {num_devices}."
         )
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return tuple(sizes)
 
 
 @contextmanager
-def use(mesh: Mesh) -> Iterator[None]:
+def use(mesh: Mesh | AbstractMesh) -> Iterator[None]:
     """Inside, jitted functions are traced with this mesh and with RULES."""
-    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+    enter = jax.sharding.use_abstract_mesh if isinstance(mesh, AbstractMesh) else jax.set_mesh
+    with enter(mesh), nn.logical_axis_rules(RULES):
         yield
 
 
@@ -69,13 +76,14 @@ def batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def check_batch_size(mesh: Mesh, batch_size: int) -> None:
-    """ValueError unless the batch can be split evenly."""
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch_size % parts:
+def check_batch_size(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
+    """ValueError unless the batch, in `accumulate` parts, can be split evenly."""
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % (devices * accumulate):
+        times = f" in accumulate = {accumulate} parts" if accumulate > 1 else ""
         raise ValueError(
-            f"data.batch_size = {batch_size} cannot be split over data x fsdp = {parts} devices: "
-            f"take a multiple of {parts}, or another config.mesh."
+            f"data.batch_size = {batch_size}{times} cannot be split over data x fsdp = {devices} "
+            f"devices: take a multiple of {devices * accumulate}, or another config.mesh."
         )
 
 

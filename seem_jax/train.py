@@ -2,8 +2,10 @@
 
 The same command continues a run that was stopped, from its newest good checkpoint, and says so when
 the run is done. The first start takes the weights in --config.start_from=FOLDER, where given: another
-run (fine-tuning) or a converted official checkpoint. Exit codes: 0 done; 75 told to stop (SIGTERM or
-Ctrl-C), saved, start again; 1 error.
+run (fine-tuning) or a converted official checkpoint. --dry_run says what would run, and stops.
+
+Exit codes: 0 done; 75 told to stop (SIGTERM or Ctrl-C), saved, start again; 76 a process of the run
+hung, was lost or failed (said which, and where), start again; 1 error.
 
 Several hosts: start the same command on each with --distributed, which finds the others through
 SLURM, Open MPI, Kubernetes or the TPU metadata; elsewhere give --coordinator=HOST:PORT,
@@ -19,7 +21,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from pathlib import Path
 
 import jax
@@ -28,8 +29,9 @@ from absl import app, flags, logging
 from jax.sharding import Mesh
 
 from seem_jax import config as config_lib
-from seem_jax import name_templates, sharding
-from seem_jax.checkpoint import Checkpoints, differences, restore_params
+from seem_jax import name_templates, processes, sharding
+from seem_jax.checkpoint import Checkpoints, restore_params
+from seem_jax.checkpoint_folder import differences
 from seem_jax.config import Config
 from seem_jax.config_flag import CONFIG, join_processes
 from seem_jax.data import catalog, pipeline
@@ -37,16 +39,25 @@ from seem_jax.evaluation import evaluator, report
 from seem_jax.models.language import class_names
 from seem_jax.models.language.tokenizer import Tokenizer
 from seem_jax.models.seem import SEEM, build
-from seem_jax.training import starting_weights
+from seem_jax.training import agreement, goodput, starting_weights
 from seem_jax.training import state as states
-from seem_jax.training.ledger import CompileCounter, Ledger, peak_bytes
-from seem_jax.training.step import Vocabulary, make_train_step, vocabulary
+from seem_jax.training.goodput import Clock
+from seem_jax.training.ledger import Ledger
+from seem_jax.training.loop import Loop
+from seem_jax.training.plan import plan
+from seem_jax.training.step import vocabulary
+from seem_jax.training.watchdog import Watchdog
 from seem_jax.training.writer import Writer
-from seem_jax.types import Batch
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, start the same command again
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; overrides config.workdir.")
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "Say what would run (mesh, memory, steps), and stop.")
+NUM_DEVICES = flags.DEFINE_integer("num_devices", 0, "Of a dry run; 0: those that are here.")
+DEVICE_KIND = flags.DEFINE_string(
+    "device_kind", "", 'Of a dry run, as "TPU v5e"; "": what is here.'
+)
+STEP_SECONDS = flags.DEFINE_float("step_seconds", 0.0, "Measured time of a step, for a dry run.")
 
 
 @dataclasses.dataclass
@@ -56,55 +67,95 @@ class Data:
     batches: pipeline.TrainBatches  # of this process
     class_ids: np.ndarray  # int32 [C, templates, J]
     class_valid: np.ndarray  # bool [C, templates, J]
+    fingerprint: str = ""  # equal where the records, the class names and the tokenizer are
 
 
 def train(config: Config) -> int:
-    """Trains, evaluates and reports; the exit code. Reads top to bottom."""
+    """Trains, evaluates and reports; the exit code."""
     config_lib.validate(config)
     workdir = Path(config.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     if config.compile_cache:
         jax.config.update("jax_compilation_cache_dir", config.compile_cache)
+    with Watchdog(config.faults, workdir / "stacks") as watchdog:
+        try:
+            return _train(config, workdir, watchdog)
+        except Exception as error:
+            if processes.several():
+                watchdog.failed(error)  # does not return
+            raise
+
+
+def _train(config: Config, workdir: Path, watchdog: Watchdog) -> int:
+    """The run, top to bottom."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(_only_one(workdir))
+        limit = config.faults.meet_seconds
+        processes.agree("configuration and code", agreement.facts(config), limit)
+        clock = Clock(workdir)
         checkpoints = stack.enter_context(Checkpoints(workdir, config))
         if checkpoints.latest == config.num_steps and (workdir / "evaluation.json").is_file():
             _say(f"{config.name} is done: {config.num_steps} steps. Results: {workdir}/report.html")
             return 0
         ledger = Ledger(workdir)
-        (workdir / "config.json").write_text(config_lib.to_json(config))
 
         # Mesh, model, data
         mesh = sharding.make_mesh(config.mesh)
-        sharding.check_batch_size(mesh, config.data.batch_size)
+        sharding.check_batch_size(mesh, config.data.batch_size, config.accumulate)
         model = build(config.model)
         data = open_data(config)
         stack.callback(data.batches.close)
+        processes.agree("data", {"records and tokenizer": data.fingerprint}, limit)
+        if jax.process_index() == 0:
+            (workdir / "config.json").write_text(config_lib.to_json(config))
         devices = f"{mesh.size} {jax.devices()[0].device_kind} devices, mesh {dict(mesh.shape)}"
         _say(f"training {config.name} in {workdir} on {devices}")
 
         # State: fresh, or where the run was stopped
         state = _start(model, config, mesh, checkpoints, data)
+        checkpoints.check_room(state.trainable, state.opt_state)
         first_step = int(state.step)
+        clock.goes_on("start", first_step)
         names = vocabulary(model, states.merge(state), config, data.class_ids, data.class_valid)
-
-        scoring = evaluator.Evaluator(model, config)
+        scoring = evaluator.Evaluator(model, config, watchdog.alive)
 
         # Loop
         stop = stack.enter_context(_stop_requested())
         writer = stack.enter_context(Writer(workdir, first_step))
         if first_step < config.num_steps:
-            loop = Loop(config, mesh, model, data, names, scoring, checkpoints, ledger, writer)
+
+            def evaluate(state: states.TrainState, folder: Path) -> dict[str, float]:
+                return scoring.run(evaluation_params(state, mesh), workdir=folder)
+
+            loop = Loop(
+                config=config,
+                mesh=mesh,
+                model=model,
+                batches=data.batches,
+                names=names,
+                evaluate=evaluate,
+                checkpoints=checkpoints,
+                ledger=ledger,
+                clock=clock,
+                writer=writer,
+                watchdog=watchdog,
+                say=_say,
+            )
             state = loop.run(state, stop)
-            checkpoints.wait()
+            with clock.spend("checkpoint"):
+                checkpoints.wait()
             ledger.write()
             if int(state.step) < config.num_steps:
+                clock.row(int(state.step))
                 _say(f"told to stop: saved at step {state.step}; the same command continues.")
                 return EXIT_STOPPED
 
         # Evaluation
-        numbers = scoring.run(evaluation_params(state, mesh), workdir=workdir)
-        ledger.write()
+        clock.row(config.num_steps)
+        with watchdog.phase("evaluating"), clock.spend("evaluation"):
+            numbers = scoring.run(evaluation_params(state, mesh), workdir=workdir)
+            ledger.write()
+        clock.row(config.num_steps)
         if jax.process_index() == 0:
             _finish(workdir, config, {**numbers, **ledger.figures()})
     return 0
@@ -130,157 +181,7 @@ def open_data(config: Config) -> Data:
         process_count=jax.process_count(),
         templates=templates,
     )
-    return Data(batches, ids, valid)
-
-
-@dataclasses.dataclass
-class Loop:
-    """The steps of a run, with everything around them that is not the model."""
-
-    config: Config
-    mesh: Mesh
-    model: SEEM
-    data: Data
-    names: Vocabulary
-    scoring: evaluator.Evaluator
-    checkpoints: Checkpoints
-    ledger: Ledger
-    writer: Writer
-
-    def run(self, state: states.TrainState, stop: Callable[[], bool]) -> states.TrainState:
-        """The state after the last step, or after the step at which `stop` became true."""
-        config, checkpoints, progress = self.config, self.checkpoints, Progress(self.config)
-        started = time.perf_counter()
-        batch = self._next(progress)
-        train_step = self._compile(state, batch)
-        progress.restart()
-        with CompileCounter() as counter:
-            for step in range(int(state.step) + 1, config.num_steps + 1):
-                state, metrics = train_step(state, sharding.put_batch(batch, self.mesh), self.names)
-                # The step runs on its own from here; what follows overlaps with it.
-                progress.add(step, batch.sample_id, metrics)
-                last = step == config.num_steps
-                stopped = stop() or checkpoints.should_stop(step)
-                save = last or stopped or step % config.checkpoint_every == 0
-                if save or step % config.log_every == 0:
-                    progress.check(all_steps=True)
-                    self.ledger.train_seconds = time.perf_counter() - started
-                    self.ledger.compilations = counter.count
-                    self._log(step, progress)
-                if save:
-                    with counter.paused():  # Orbax slices what several devices hold alike
-                        checkpoints.save(step, state.trainable, state.opt_state, self.data.batches)
-                if last or stopped:
-                    return state
-                if config.evaluation.every and step % config.evaluation.every == 0:
-                    with counter.paused():
-                        started += self._evaluate(step, state)
-                    progress.restart()
-                checkpoints.poll()
-                batch = self._next(progress)
-                progress.check(all_steps=False)
-        return state
-
-    def _next(self, progress: Progress) -> Batch:
-        begin = time.perf_counter()
-        batch = next(self.data.batches)
-        progress.waited += time.perf_counter() - begin
-        return batch
-
-    def _compile(self, state: states.TrainState, batch: Batch) -> Callable:
-        """The training step as a program of fixed shapes: it cannot compile a second time."""
-        _say("compiling the training step ...", end=" ")
-        begin = time.perf_counter()
-        step = make_train_step(self.model, self.config, self.mesh)
-        with sharding.use(self.mesh):
-            compiled = step.lower(state, sharding.put_batch(batch, self.mesh), self.names).compile()
-        _say(f"took {time.perf_counter() - begin:.0f} s")
-        return compiled
-
-    def _log(self, step: int, progress: Progress) -> None:
-        values = progress.take()
-        dropped = {f"dropped/{name}": n for name, n in self.data.batches.dropped.items()}
-        self.writer.scalars(step, {**values, **dropped})
-        self.ledger.write()
-        _say(progress_line(step, self.config.num_steps, values))
-
-    def _evaluate(self, step: int, state: states.TrainState) -> float:
-        """Seconds that an evaluation in between took."""
-        begin = time.perf_counter()
-        folder = Path(self.config.workdir) / "evaluations" / str(step)
-        numbers = self.scoring.run(evaluation_params(state, self.mesh), workdir=folder)
-        self.writer.scalars(step, {f"evaluation/{name}": n for name, n in numbers.items()})
-        return time.perf_counter() - begin
-
-
-class Progress:
-    """Means of the metrics since the last line, and the watch over their being finite.
-
-    Metrics stay on the device until a later step runs, so that looking at them does not stop it.
-    """
-
-    def __init__(self, config: Config):
-        self.config = config
-        self.restart()
-
-    def restart(self) -> None:
-        self.waited = 0.0
-        self._begin = time.perf_counter()
-        self._pending: list[tuple[int, np.ndarray, dict]] = []
-        self._seen: list[dict[str, float]] = []
-
-    def add(self, step: int, sample_id: np.ndarray, metrics: dict) -> None:
-        self._pending.append((step, sample_id, metrics))
-
-    def check(self, *, all_steps: bool) -> None:
-        """FloatingPointError when a step was not finite. Leaves the newest step for later unless
-        all_steps."""
-        keep = 0 if all_steps else 1
-        while len(self._pending) > keep:
-            step, sample_id, metrics = self._pending.pop(0)
-            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            if not values.pop("finite"):
-                raise FloatingPointError(not_finite(step, sample_id, values, self.config))
-            self._seen.append(values)
-
-    def take(self) -> dict[str, float]:
-        """Means since the last call, with rates."""
-        seconds = time.perf_counter() - self._begin
-        means = {name: float(np.mean([v[name] for v in self._seen])) for name in self._seen[0]}
-        means |= {
-            "steps_per_second": len(self._seen) / seconds,
-            "data_wait_share": self.waited / seconds,
-            "peak_bytes": float(peak_bytes()),
-        }
-        self.restart()
-        return means
-
-
-def not_finite(step: int, sample_id: np.ndarray, values: dict, config: Config) -> str:
-    """The message for a step whose loss or gradient is NaN or infinite."""
-    terms = [name for name, value in values.items() if not np.isfinite(value)]
-    return (
-        f"step {step}: {', '.join(sorted(terms))} not finite; records {sample_id.tolist()} of "
-        f"{', '.join(config.data.train)}. The step was not applied, and the last good checkpoint "
-        f"in {config.workdir}/checkpoints is kept. Look at these records; if they are sound, a "
-        "lower config.optimizer.learning_rate or clip_norm helps."
-    )
-
-
-def progress_line(step: int, num_steps: int, values: dict[str, float]) -> str:
-    """One line for a person: how far, how fast, how long still, and how well."""
-    rate = values["steps_per_second"]
-    left = timedelta(seconds=round((num_steps - step) / max(rate, 1e-9)))
-    terms: dict[str, list[str]] = {}
-    for name in (name for name in values if "/" in name):
-        group, kind = name.split("/")
-        terms.setdefault(group, []).append(f"{kind} {values[name]:.2f}")
-    parts = " | ".join(f"{group} {' '.join(kinds)}" for group, kinds in terms.items())
-    return (
-        f"step {step}/{num_steps}  {rate:.2f} steps/s  {left} left  loss {values['loss']:.2f}"
-        f"  [{parts}]  data wait {100 * values['data_wait_share']:.0f}%"
-        f"  {values['peak_bytes'] / 2**30:.1f} GiB"
-    )
+    return Data(batches, ids, valid, agreement.data_fingerprint(config.data))
 
 
 def evaluation_params(state: states.TrainState, mesh: Mesh) -> dict:
@@ -334,9 +235,12 @@ def _with_starting_weights(state: states.TrainState, config: Config) -> states.T
 
 
 def _finish(workdir: Path, config: Config, numbers: dict[str, float]) -> None:
+    seconds = goodput.summary(workdir)
+    numbers |= {f"goodput/{kind}_seconds": value for kind, value in seconds.items()}
     report.write(workdir, config, numbers)
     for name, value in sorted(numbers.items()):
         _say(f"  {name:40s} {value:12.2f}")
+    _say(goodput.sentence(seconds))
     _say(f"numbers:  {workdir / 'evaluation.json'}\nreport:   {workdir / 'report.html'}")
 
 
@@ -398,10 +302,16 @@ def main(argv: list[str]) -> int:
         )
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax reports every file otherwise
-    join_processes()
     config = CONFIG.value
+    join_processes()
     if WORKDIR.value:
         config.workdir = WORKDIR.value
+    if DRY_RUN.value:
+        config_lib.validate(config)
+        count = NUM_DEVICES.value or jax.device_count()
+        kind = DEVICE_KIND.value or jax.devices()[0].device_kind
+        _say("\n".join(plan(config, count, kind, STEP_SECONDS.value)))
+        return 0
     return train(config)
 
 

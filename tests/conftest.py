@@ -24,6 +24,7 @@ import pytest
 def pytest_configure(config: pytest.Config) -> None:
     for line in (
         "slow: takes more than some seconds; left out by -m 'not slow'",
+        "chaos: full numbers of the faults that a run must survive; make chaos",
         "gpu: needs a GPU",
         "tpu: needs a TPU",
     ):

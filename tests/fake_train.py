@@ -1,7 +1,7 @@
-"""python -m tests.fake_train WORKDIR [POISONED_STEP]: a real training run on fake batches.
+"""python -m tests.fake_train WORKDIR [POISONED_STEP [NUM_STEPS [CHECKPOINT_EVERY]]]: a real run.
 
-One process on one device, as a child of the tests that kill it. The batch of the poisoned step has
-labels beyond the last class; reading there gives NaN.
+On fake batches, one process on one device, as a child of the tests that kill it. The batch of the
+poisoned step (0: none) has labels beyond the last class; reading there gives NaN.
 """
 
 import os
@@ -49,7 +49,7 @@ class FakeBatches:
 
 
 class FakeEvaluator:
-    def __init__(self, model, config):
+    def __init__(self, model, config, alive):
         pass
 
     def run(self, params, *, workdir):
@@ -57,21 +57,21 @@ class FakeEvaluator:
         return {"panoptic/pq": total}
 
 
-def fake_config(workdir):
+def fake_config(workdir, num_steps, every):
     config = fakes.tiny_config()
     config.workdir = str(workdir)
-    config.num_steps = NUM_STEPS
+    config.num_steps, config.checkpoint_every = num_steps, every
     config.compile_cache = str(tests.conftest.CACHE)
     return config
 
 
-def main(workdir, poisoned=0):
+def main(workdir, poisoned=0, num_steps=NUM_STEPS, every=2):
     train.open_data = lambda config: train.Data(
         FakeBatches(config, poisoned), *fakes.class_token_ids(config)
     )
     evaluator.Evaluator = FakeEvaluator
-    return train.train(fake_config(workdir))
+    return train.train(fake_config(workdir, num_steps, every))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 0))
+    sys.exit(main(sys.argv[1], *map(int, sys.argv[2:])))

@@ -63,7 +63,7 @@ def tiny_config() -> Config:
             phrase_prompt_probability=0.5,
             batch_size=2,
         ),
-        loss=LossConfig(num_points=64, region_class=1.0, region_phrase=1.0),
+        loss=LossConfig(num_points=64, region_class=1.0, region_dice=1.0),
         optimizer=OptimizerConfig(
             learning_rate=1e-3, schedule="cosine", warmup_steps=2, clip_norm=1.0, frozen=()
         ),

@@ -2,17 +2,24 @@ import dataclasses
 import json
 import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import logging
 from jax.sharding import NamedSharding, PartitionSpec
 
-from seem_jax import checkpoint, sharding
+from seem_jax import checkpoint, manifest, sharding
+from seem_jax.checkpoint_folder import differences
 from seem_jax.config import MeshConfig
 from tests.fakes import tiny_config
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def trees(step: int = 0):
@@ -75,6 +82,17 @@ def test_restores_onto_another_mesh(saved):
     np.testing.assert_array_equal(kernel, trees(4)[0]["decoder"]["kernel"])
 
 
+def test_a_reader_leaves_a_step_alone_that_is_not_sealed_yet(saved):
+    """Its run may be about to: an evaluation beside it takes the step before."""
+    folder = saved / "checkpoints" / "steps" / "4"
+    (folder / "manifest.json").rename(saved / "later")
+    params, _ = checkpoint.restore_params(saved)
+    assert float(params["decoder"]["kernel"][0, 0]) == 2.0
+    (saved / "later").rename(folder / "manifest.json")
+    params, _ = checkpoint.restore_params(saved)
+    assert float(params["decoder"]["kernel"][0, 0]) == 4.0
+
+
 def test_parameters_alone_come_with_the_frozen_ones_and_the_configuration(saved):
     params, config = checkpoint.restore_params(saved)
     assert set(params) == {"decoder", "text"}
@@ -92,6 +110,120 @@ def test_a_flipped_bit_is_detected_and_the_step_before_is_taken(saved, item):
     assert (saved / "checkpoints" / "damaged" / "4").is_dir()
 
 
+def damaged_in_every_file(folder, flips, cuts, seed=0):
+    """The content of every file harmed in turn, with what was done: deleted, bits flipped, cut short."""
+    rng = np.random.default_rng(seed)
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    sizes = np.array([max(p.stat().st_size, 1) for p in files])
+    harms = [(file, "deleted", None) for file in files]
+    for _ in range(flips):  # half by size, half each file alike, so that small ones are hit too
+        file = files[rng.choice(len(files), p=sizes / sizes.sum() if rng.random() < 0.5 else None)]
+        if size := file.stat().st_size:
+            harms.append((file, "bit", (int(rng.integers(size)), 1 << int(rng.integers(8)))))
+    for _ in range(cuts):
+        file = files[rng.integers(len(files))]
+        if size := file.stat().st_size:
+            harms.append((file, "cut", int(rng.integers(size))))
+    for file, harm, where in harms:
+        content = file.read_bytes()
+        if harm == "deleted":
+            file.unlink()
+        elif harm == "bit":
+            changed = bytearray(content)
+            changed[where[0]] ^= where[1]
+            file.write_bytes(bytes(changed))
+        else:
+            file.write_bytes(content[:where])
+        yield file, harm, where
+        file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("flips", "cuts"),
+    [(100, 10), pytest.param(1000, 100, marks=[pytest.mark.slow, pytest.mark.chaos])],
+)
+def test_no_damage_of_any_file_is_silent(saved, flips, cuts):
+    folder = saved / "checkpoints" / "steps" / "4"
+    assert manifest.problem(folder) is None
+    count = 0
+    for file, harm, where in damaged_in_every_file(folder, flips, cuts):
+        reason = manifest.problem(folder)
+        assert reason is not None, (file, harm, where)
+        assert file.name in reason
+        count += 1
+    assert count > flips
+    assert manifest.problem(folder) is None
+
+
+def test_falling_back_is_said(saved, caplog):
+    flip_a_bit(largest_file(saved / "checkpoints" / "steps" / "4" / "params"))
+    logging.set_verbosity(logging.WARNING)
+    with checkpoint.Checkpoints(saved, tiny_config()) as checkpoints:
+        assert checkpoints.latest == 2
+    said = caplog.text
+    assert "was changed after it was written (SHA-256 differs). Falling back" in said
+
+
+def test_an_array_that_differs_though_all_files_agree_is_not_taken(saved, caplog):
+    """As after a fault of memory while saving: sealed over wrong arrays, found by their own hashes."""
+    folder = saved / "checkpoints" / "steps" / "4"
+    leaves = manifest.leaves(folder)
+    leaves["opt_state/mu/decoder/kernel"] = "00000000deadbeef"
+    manifest.write(folder, leaves)
+    assert manifest.problem(folder) is None
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    data = batches()
+    with checkpoint.Checkpoints(saved, tiny_config()) as checkpoints:
+        assert checkpoints.latest == 4
+        found = checkpoints.restore(*(abstract(tree, here) for tree in trees()), data)
+        assert checkpoints.latest == 2
+    jax.tree.map(np.testing.assert_array_equal, found[0], trees(2)[0])
+    assert next(data) == 2
+    assert "not what they were when they were saved" in caplog.text
+
+
+def test_the_hash_of_an_array_feels_every_bit_and_no_mesh():
+    rng = np.random.default_rng(0)
+    value = rng.normal(size=(16, 24)).astype(np.float32)
+    want = manifest.fetch(manifest.fingerprints({"x": jnp.asarray(value)}))
+    for sizes, spec in (((1, 8, 1), ("fsdp",)), ((2, 2, 2), ("tensor", "fsdp")), ((4, 2, 1), ())):
+        mesh = sharding.make_mesh(MeshConfig(*sizes))
+        spread = jax.device_put(value, NamedSharding(mesh, PartitionSpec(*spec)))
+        assert manifest.fetch(manifest.fingerprints({"x": spread})) == want
+    for _ in range(50):
+        changed = value.copy()
+        bits = changed.view(np.uint32).reshape(-1)
+        bits[rng.integers(bits.size)] ^= np.uint32(1) << np.uint32(rng.integers(32))
+        found = manifest.fetch(manifest.fingerprints({"x": jnp.asarray(changed)}))
+        assert found != want
+        assert all(a != b for a, b in zip(halves(found["x"]), halves(want["x"]), strict=True))
+    for dtype in (np.int32, np.uint8, bool, jnp.bfloat16):
+        manifest.fingerprints({"x": jnp.asarray(value).astype(dtype)})
+
+
+def halves(text):
+    return text[:8], text[8:]
+
+
+def test_leaves_stay_equal_from_eight_devices_to_four_two_one_and_eight(tmp_path):
+    data, where = batches(), None
+    for number, devices in enumerate((8, 4, 2, 1, 8), 1):
+        mesh = sharding.make_mesh(MeshConfig(1, -1, 1), jax.devices()[:devices])
+        spread = NamedSharding(mesh, PartitionSpec("fsdp"))
+        with checkpoint.Checkpoints(tmp_path, tiny_config()) as checkpoints:
+            if number == 1:
+                params, opt_state, _ = jax.device_put(trees(7), spread)
+            else:
+                data = batches()
+                like = [abstract(tree, spread) for tree in trees()[:2]]
+                params, opt_state, _ = checkpoints.restore(*like, None, data)
+            jax.tree.map(np.testing.assert_array_equal, params, trees(7)[0])
+            assert params["decoder"]["kernel"].sharding == spread
+            assert where is None or next(data) == where
+            where = next(data) + 1
+            checkpoints.save(number, params, opt_state, data)
+
+
 @pytest.mark.parametrize("harm", ["delete", "truncate", "no manifest", "stray file"])
 def test_damaged_steps_are_never_taken(saved, harm):
     folder = saved / "checkpoints" / "steps" / "4"
@@ -104,7 +236,7 @@ def test_damaged_steps_are_never_taken(saved, harm):
         (folder / "params" / "more").write_text("?")
     else:
         (folder / "manifest.json").unlink()
-    assert checkpoint.problem(folder) is not None
+    assert manifest.problem(folder) is not None
     with checkpoint.Checkpoints(saved, tiny_config()) as checkpoints:
         assert checkpoints.latest == 2
 
@@ -133,7 +265,7 @@ def test_another_configuration_is_refused_with_the_fields_that_differ(saved):
 def test_logging_and_mesh_may_change_during_a_run():
     config = tiny_config()
     config.log_every, config.mesh.fsdp, config.evaluation.max_images = 7, 2, 9
-    assert checkpoint.differences(tiny_config(), config) == []
+    assert differences(tiny_config(), config) == []
 
 
 def test_a_full_disk_is_a_clear_error_and_the_last_checkpoint_stays(saved, monkeypatch):
@@ -144,7 +276,62 @@ def test_a_full_disk_is_a_clear_error_and_the_last_checkpoint_stays(saved, monke
         with pytest.raises(OSError, match=r"step 6 could not be written.*last good one is step 4"):
             checkpoints.save(6, params, opt_state, batches())
     monkeypatch.undo()
-    assert checkpoint.problem(saved / "checkpoints" / "steps" / "4") is None
+    assert manifest.problem(saved / "checkpoints" / "steps" / "4") is None
+
+
+def test_a_run_does_not_begin_where_its_checkpoints_will_not_fit(saved, tmp_path, monkeypatch):
+    """Two fit at a time, a new one being written before an old one goes."""
+    params, opt_state, _ = trees()
+    size = 64 * 4 * 2
+    for free, fits in ((2 * size, True), (2 * size - 1, False)):
+        full = shutil.disk_usage(saved)._replace(free=free)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, full=full: full)
+        with checkpoint.Checkpoints(tmp_path / "new", tiny_config()) as checkpoints:
+            if fits:
+                checkpoints.check_room(params, opt_state)
+            else:
+                with pytest.raises(OSError, match=r"2 checkpoints of .* must fit there at a time"):
+                    checkpoints.check_room(params, opt_state)
+
+
+def tries(folder, limits, *, own_disk):
+    """What tests.full_disk printed; own_disk gives it a small file system to itself."""
+    command = [sys.executable, "-m", "tests.full_disk", str(folder), *limits]
+    if own_disk:
+        mount = f'mount -t tmpfs -o size=64m none {folder} && exec "$@"'
+        command = ["unshare", "-rm", "bash", "-c", mount, "bash", *command]
+        able = ["unshare", "-rm", "mount", "-t", "tmpfs", "none", str(folder)]
+        if not shutil.which("unshare") or subprocess.run(able, capture_output=True).returncode:
+            pytest.skip("no file system of one's own may be mounted here")
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("tried")]
+    return [json.loads(line.removeprefix("tried")) for line in lines]
+
+
+def check_tries(outcomes):
+    for outcome in outcomes:
+        assert outcome["where"] != "nowhere", outcome  # none swallowed
+        assert "could not be written" in outcome["text"]
+        assert "The last good one is step 1, untouched" in outcome["text"]
+        assert outcome["newest"] == 1
+
+
+def test_a_disk_that_fills_up_at_five_points_of_a_save_leaves_the_one_before(tmp_path):
+    limits = [f"free={share}" for share in (0.02, 0.25, 0.5, 0.75, 0.95)]
+    outcomes = tries(tmp_path, limits, own_disk=True)
+    assert len(outcomes) == 5
+    check_tries(outcomes)
+
+
+def test_five_saves_that_fail_in_the_background_are_all_told(tmp_path):
+    limits = [f"file={share}" for share in (0.1, 0.3, 0.5, 0.7, 0.9)]
+    outcomes = tries(tmp_path, limits, own_disk=False)
+    assert len(outcomes) == 5
+    check_tries(outcomes)
+    assert "a later step" in {outcome["where"] for outcome in outcomes}
 
 
 def test_only_the_last_checkpoints_are_kept(tmp_path):
@@ -164,4 +351,5 @@ def test_the_manifest_lists_every_file(saved):
     folder = saved / "checkpoints" / "steps" / "4"
     listed = json.loads((folder / "manifest.json").read_text())
     files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-    assert set(listed) == files - {"manifest.json"}
+    assert set(listed["files"]) == files - {"manifest.json"}
+    assert set(listed["leaves"]) == {"params/decoder/kernel", "opt_state/mu/decoder/kernel"}

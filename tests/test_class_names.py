@@ -167,6 +167,29 @@ def test_a_cached_table_is_computed_once_for_the_same_weights_and_sentences(text
     assert [path.suffix for path in (tmp_path / "tables").iterdir()] == [".npz"]
 
 
+def test_names_that_were_seen_are_not_encoded_again_until_the_weights_change(text_model):
+    model, params = text_model
+    tables = class_names.ClassTables(model, Letters(), LENGTH)
+    encode, calls = tables._embed, []
+    tables._embed = lambda *arguments: calls.append(1) or encode(*arguments)
+    first = tables.table(params, ["cat", "dog"], TEMPLATES)
+    assert len(calls) == 3  # and "no object"
+    again = tables.table(params, ["cow", "cat"], TEMPLATES)
+    assert len(calls) == 4
+    np.testing.assert_array_equal(again[1], first[0])
+    other = jax.tree.map(lambda leaf: leaf + 0.1, params)
+    assert not np.allclose(tables.table(other, ["cat"], TEMPLATES)[0], first[0])
+    assert len(calls) == 6
+
+
+def test_a_folder_that_cannot_be_written_to_does_no_harm(text_model, tmp_path, caplog):
+    model, params = text_model
+    (tmp_path / "file").write_text("no folder")
+    tables = class_names.ClassTables(model, Letters(), LENGTH, tmp_path / "file" / "tables")
+    assert tables.table(params, ["cat"], TEMPLATES).shape[0] == 2
+    assert "the class table is not kept" in caplog.text
+
+
 def test_every_flipped_bit_of_a_cached_table_is_noticed(tmp_path):
     table = np.random.default_rng(0).normal(size=(5, 16)).astype(np.float32)
     path = tmp_path / "t.npz"

@@ -212,7 +212,7 @@ def test_overlapping_instances_keep_their_whole_masks(tmp_path):
         assert (got[:43] != want.astype(bool)).mean() < 0.03
         assert not got[43:].any()
     # No plane is left for whole masks: what is covered is lost, and counted.
-    narrow = DataConfig(image_size=64, max_objects=5, max_phrases=8, num_planes=2)
+    narrow = DataConfig(image_size=64, max_objects=5, max_phrases=8, max_texts=8, num_planes=2)
     rng = np.random.default_rng(0)
     narrow.min_scale = narrow.max_scale = 1.0
 

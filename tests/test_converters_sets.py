@@ -352,11 +352,23 @@ def test_validation_images_of_refcocog_stay_out_by_default(coco_folder, tmp_path
     assert refcoco.find_refer(coco_folder, "refcoco+") is None
 
 
-@pytest.mark.parametrize("module", ["coco", "refcoco", "lvis", "voc", "sbd", "davis", "custom"])
+EXPECTED = {  # converter -> the file that its message names
+    "coco": "annotations/panoptic_",
+    "refcoco": "refcocog/refs(*).p",
+    "lvis": "lvis/*lvis*.json",
+    "voc": "ImageSets/Segmentation/",
+    "sbd": "val.txt",
+    "davis": "ImageSets/2017/",
+    "custom": "is no folder",
+}
+
+
+@pytest.mark.parametrize("module", EXPECTED)
 def test_a_wrong_folder_shows_the_layout_that_is_needed(tmp_path, module):
     done = run_module(module, "--input", tmp_path / "nowhere", "--output", tmp_path / "out")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "nowhere" in done.stderr
-    assert "--input" in done.stderr.split("\n", 1)[1]
+    first, layout = done.stderr.split("\n", 1)
+    assert "nowhere" in first and EXPECTED[module] in first
+    assert "--input" in layout
     assert not os.path.exists(tmp_path / "out")

@@ -18,6 +18,7 @@ from tests import test_converters_custom as formats
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE = 64
+QUICK = "yolo"  # the format that the default run takes
 COLOURS = {"bolt": (220, 60, 40), "nut": (40, 90, 230)}
 
 PROGRAM = """
@@ -40,7 +41,8 @@ config.data.root, config.data.tokenizer = root, tokenizer
 config.data.batch_size, config.data.max_phrase_tokens = 4, 16
 config.workdir, config.num_steps, config.start_from = workdir, int(steps), start_from
 config.checkpoint_every, config.log_every = int(steps), 1
-config.evaluation.max_images, config.max_rounds = 0, 1
+config.evaluation.max_images, config.evaluation.max_clicks, config.max_rounds = 0, 1, 1
+config.evaluation.tasks, config.evaluation.num_pictures = ("interactive",), 0
 config.compile_cache = str(tests.conftest.CACHE)
 sys.exit(train.train(config))
 """
@@ -90,7 +92,7 @@ def toys(tmp_path_factory):
             write(folder / kind)
             things = formats.NAMES * (kind == "masks")
             custom.convert(folder / kind, folder / "records" / kind, "custom", things=things)
-        train(folder, "coco", "start", 2, "")
+        train(folder, QUICK, "start", 2, "")
         yield folder
 
 
@@ -110,8 +112,13 @@ def train(folder: Path, kind: str, name: str, steps: int, start_from: str) -> di
     return json.loads((workdir / "evaluation.json").read_text())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", formats.WRITERS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind if kind == QUICK else pytest.param(kind, marks=pytest.mark.slow)
+        for kind in formats.WRITERS
+    ],
+)
 def test_fine_tuning_ends_better_than_it_began(toys, kind):
     before = json.loads((toys / "runs" / "start" / "evaluation.json").read_text())
     after = train(toys, kind, kind, 150, str(toys / "runs" / "start"))

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data_prep import custom
-from seem_jax.config import DataConfig, load_config
+from data_prep import custom, writer
+from seem_jax.config import DataConfig
 from seem_jax.data import pipeline, sources
 from tests.test_converters_custom import write_picture, write_text
 from tests.test_pipeline import FakeTokenizer, assert_equal
@@ -39,7 +39,9 @@ def config(tmp_path_factory) -> DataConfig:
             lines = f"0 .1 .1 .5 .1 .5 .5 .1 .5\n1 {second}\n"
             write_text(root / name / "labels" / f"{number}.txt", lines)
         write_text(root / name / "classes.txt", "bolt\nnut\n")
-        custom.convert(root / name, root / "records", f"custom_{name}", val_share=0)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(writer, "RECORDS_PER_SHARD", 3)  # shards of 2, 2 and 3, and of 2 and 3
+            custom.convert(root / name, root / "records", f"custom_{name}", val_share=0)
     return dataclasses.replace(CONFIG, root=str(root / "records"))
 
 
@@ -56,8 +58,7 @@ def read(config: DataConfig, count: int, **options) -> list:
 
 def test_workers_and_hosts_read_the_same_mix(config):
     whole = read(config, 3)
-    for workers in (1, 2):
-        assert_equal(read(dataclasses.replace(config, num_workers=workers), 3), whole)
+    assert_equal(read(dataclasses.replace(config, num_workers=2), 3), whole)
     for hosts in (2, 4):
         parts = [read(config, 3, process_index=host, process_count=hosts) for host in range(hosts)]
         for step, batch in enumerate(whole):
@@ -78,6 +79,7 @@ def test_resuming_at_each_of_twenty_steps_repeats_the_next_three_batches(config)
 
 def test_sets_are_mixed_by_weight_and_each_record_comes_once_an_epoch(config):
     splits = sources.open_training(config)
+    assert [[len(index) for index in split.source.index] for split in splits] == [[2, 2, 3], [2, 3]]
     mixed = sources.endless(splits, config.weights, config.seed)
     seen: dict[str, list[int]] = {"custom_a": [], "custom_b": []}
     for place in range(28):
@@ -89,13 +91,3 @@ def test_sets_are_mixed_by_weight_and_each_record_comes_once_an_epoch(config):
     assert sorted(second[:5]) == list(range(5))
     batch = read(dataclasses.replace(config, batch_size=28), 1)[0]
     assert batch.sample_id.tolist() == [mixed[place].index for place in range(28)]
-
-
-def test_the_official_mix_is_the_configuration_of_focalt():
-    data = load_config("configs/focalt.py").data
-    assert data.train == ("coco_lvis:train",) and data.weights == (1.0,)
-    assert (data.min_scale, data.max_scale, data.image_size) == (0.1, 2.0, 1024) and data.flip
-    assert data.max_phrases == 4 and data.max_prompts == 10
-    assert sorted(data.prompt_kinds) == ["circle", "point", "polygon", "scribble"]
-    side = data.image_size
-    assert side * side * (3 + data.num_planes) < 8e6  # bytes of an image to the device

@@ -20,7 +20,7 @@ from pycocotools import mask as coco_mask
 
 from seem_jax import postprocess
 from seem_jax.data.schema import Record
-from seem_jax.evaluation import evaluator, results, sessions
+from seem_jax.evaluation import evaluator, report, results, sessions
 from seem_jax.evaluation.tasks import base
 from seem_jax.models.seem import build, initialise
 from seem_jax.types import Features, Outputs, SlotOutputs, VisualTokens
@@ -244,7 +244,7 @@ def test_evaluating_again_compiles_nothing(setting, tmp_path):
     config, params, _ = setting
     runner = evaluator.Evaluator(Oracle(), config)
     first = runner.run(params, workdir=tmp_path)
-    programs = [runner.context.encode, runner.tasks[-1].advance]
+    programs = [runner.tasks[-1].encode, runner.tasks[-1].advance]
     sizes = [program._cache_size() for program in programs]
     again = runner.run(params, workdir=tmp_path)
     assert again == first
@@ -272,7 +272,9 @@ def test_a_killed_evaluation_goes_on_and_another_model_begins_anew(setting, tmp_
     monkeypatch.setattr(
         base.Context,
         "batches",
-        lambda self, split, units: answered.append(list(units)) or seen(self, split, units),
+        lambda self, split, units, sizing: (
+            answered.append(list(units)) or seen(self, split, units, sizing)
+        ),
     )
     got = evaluator.run(Oracle(), params, config, workdir=tmp_path / "cut")
     assert answered[0] == [[2]]  # the first batch of two was kept
@@ -305,6 +307,23 @@ def test_a_set_without_truth_or_without_things_has_numbers(setting, tmp_path, mi
         assert got["panoptic/pq"] == got["panoptic/pq_stuff"] > 0
 
 
+def test_a_set_without_stuff_and_answers_without_a_segment_have_numbers(setting, tmp_path):
+    config, params, split = setting
+    config = only(config, "panoptic", calibrate=True)
+    split.num_things = 4
+    got = evaluator.run(Oracle(), params, config, workdir=tmp_path / "things")
+    assert math.isnan(got["panoptic/pq_stuff"])
+    assert got["panoptic/pq"] == got["panoptic/pq_things"] > 0
+    assert math.isfinite(got["panoptic/temperature"])
+    config.evaluation.object_threshold = 1.0  # nothing is surer than that
+    got = evaluator.run(Oracle(), params, config, workdir=tmp_path / "nothing")
+    assert got["panoptic/pq"] == got["panoptic/rq"] == 0
+    undefined = ("ece", "risk", "temperature", "ece_before", "ece_after", "risk_after")
+    assert all(math.isnan(got[f"panoptic/{key}"]) for key in undefined)
+    report.write(tmp_path / "nothing", config, got)  # NaN everywhere is no reason to fail
+    assert "&ndash;" in (tmp_path / "nothing" / "report.html").read_text()
+
+
 def test_a_vocabulary_gives_names_and_must_be_complete(setting, tmp_path):
     config, params, _ = setting
     path = tmp_path / "names.json"
@@ -331,11 +350,19 @@ def test_pictures_are_the_best_the_median_and_the_worst():
 
 
 def untrained(config):
-    """A real model with random parameters."""
+    """A real model with random parameters, of such sizes that signals neither fade nor grow."""
     model = build(config.model)
     rng = np.random.default_rng(0)
     shapes = nn.unbox(jax.eval_shape(lambda key: initialise(model, key), jax.random.key(0)))
-    return model, jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(x.dtype), shapes)
+
+    def draw(path, leaf):
+        if leaf.ndim > 1:
+            values = rng.normal(0, leaf.shape[-1] ** -0.5, leaf.shape)
+        else:
+            values = 0.1 * rng.normal(size=leaf.shape) + ("scale" in jax.tree_util.keystr(path))
+        return np.asarray(values, leaf.dtype)
+
+    return model, jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def test_a_session_depends_on_no_batch_mate():
@@ -351,7 +378,9 @@ def test_a_session_depends_on_no_batch_mate():
     @jax.jit
     def session(params, images, maps, wanted):
         features = model.apply({"params": params}, images, method="encode_image")
-        rows = sessions.Rows(maps, maps, wanted, sizes, sizes, plan, None)
+        chosen = (maps[:, None] == wanted[..., None, None]) & (wanted > 0)[..., None, None]
+        truth = chosen.astype(np.int8)
+        rows = sessions.Rows(chosen, truth, wanted > 0, sizes, sizes, plan, None)
         state = sessions.begin(rows, features, user, 3)
         return sessions.advance(
             model,

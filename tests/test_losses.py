@@ -1,5 +1,6 @@
 """Every term of the training loss against a definition with loops, and what must not change it."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -13,14 +14,13 @@ from seem_jax.config import LossConfig
 from seem_jax.kernels.mask_planes import dense
 from seem_jax.kernels.point_sample import sample
 from seem_jax.losses import PointDraws
+from seem_jax.losses.regions import region_terms
 from seem_jax.losses.text import normalise, phrase_logits
 from seem_jax.types import Features, Outputs, SlotOutputs, VisualTokens
 from tests.fakes import NUM_CLASSES, fake_batch, tiny_config
 
 LAYERS, IMAGES, WIDTH, PER_PROMPT = 2, 2, 32, 3
-CONFIG = LossConfig(
-    num_points=16, region_class=1.5, region_phrase=0.7, cost_class=3.0, text_dice=0.7
-)
+CONFIG = LossConfig(num_points=16, cost_class=3.0, text_dice=0.7)
 NUM_CANDIDATES, NUM_UNCERTAIN = 48, 12
 SCALE = jnp.float32(2.0)
 RELATIVE = 2e-4
@@ -251,24 +251,62 @@ def region_mean(features, batch, b, segment):
     return features[b][inside].mean(0) if inside.any() else None
 
 
-def test_region_losses_name_the_mean_feature_of_each_segment(case, result):
+def test_region_losses_ask_the_heads_about_mean_features_of_segments_and_prompts(case):
+    _, visual, features, batch, table, phrases, _ = case
+
+    def heads(slots):
+        return (2 * slots, -slots)  # mask embedding, class embedding
+
+    rng = np.random.default_rng(5)
+    shape = (3, *visual.prompt.shape, WIDTH)
+    visual = visual.replace(levels=tuple(jnp.asarray(rng.standard_normal(shape), jnp.float32)))
+    weights, key = dataclasses.replace(CONFIG, region_class=1.5), jax.random.key(0)
+    got = region_terms(heads, features, visual, batch, table, phrases, SCALE, weights, key)
     _, _, features, batch, table, phrases, _ = jax.tree.map(np.asarray, case)
-    for number, maps in enumerate(features.levels[1:]):
-        of_class, of_phrase = [], []
+    visual = jax.tree.map(np.asarray, visual)
+    num_objects, num_prompts = batch.objects.label.shape[1], visual.prompt_valid.shape[1]
+    for number in (0, 1):
+        maps, tokens = features.levels[number + 1], visual.levels[number + 1]
+        embedding = np.zeros((IMAGES, num_objects + num_prompts, WIDTH), np.float32)
+        of_class, of_phrase, segments, prompts = [], [], [], []
         for b in range(IMAGES):
             count = int(batch.objects.masks.valid[b].sum())
             means = [region_mean(maps, batch, b, segment) for segment in range(count)]
             seen = [segment for segment in range(count) if means[segment] is not None]
             for segment in seen:
-                said = np.exp(SCALE) * unit(means[segment]) @ table[:-1].T
+                segments.append((b, segment))
+                embedding[b, segment] = 2 * means[segment]
+                said = np.exp(SCALE) * unit(-means[segment]) @ table[:-1].T
                 of_class.append(-np.log(softmax(said))[batch.objects.label[b, segment]])
             for phrase in np.flatnonzero(batch.phrases.masks.valid[b]):  # of object `phrase`
-                near = [unit(means[segment]) @ unit(phrases[b, phrase]) for segment in seen]
+                near = [unit(-means[segment]) @ unit(phrases[b, phrase]) for segment in seen]
                 named = -np.log(softmax(np.exp(SCALE) * np.array(near)))
                 of_phrase += [named[seen.index(phrase)]] if phrase in seen else []
-        for name, want in (("class", of_class), ("phrase", of_phrase)):
-            got = result.values[f"region/{name}"][number]
-            np.testing.assert_allclose(got, np.mean(want), rtol=RELATIVE, err_msg=name)
+            for prompt in np.flatnonzero(batch.prompt_masks.valid[b]):
+                own = visual.valid[b] & (visual.prompt[b] == prompt)
+                if own.any():
+                    prompts.append((b, num_objects + prompt))
+                    embedding[prompts[-1]] = 2 * tokens[b, own].mean(0)
+        refs = (batch.objects.masks, batch.prompt_masks)
+        refs = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *refs)
+        key_of_map = jax.random.fold_in(key, number)
+        bce, dice, _ = losses.masks.matched_losses(
+            key_of_map, jnp.asarray(embedding), features.mask, batch.planes, refs, weights
+        )
+        want = {"class": np.mean(of_class), "phrase": np.mean(of_phrase)}
+        for name, values in (("bce", bce), ("dice", dice)):
+            parts = [np.mean([values[place] for place in part]) for part in (segments, prompts)]
+            want[name] = np.mean(parts)
+        for name, value in want.items():
+            np.testing.assert_allclose(
+                got[f"region/{name}"][number], value, rtol=RELATIVE, err_msg=name
+            )
+
+
+def test_no_region_loss_is_computed_where_none_has_a_weight(case):
+    _, visual, features, batch, table, phrases, _ = case
+    args = (None, features, visual, batch, table, phrases, SCALE, CONFIG, None)
+    assert region_terms(*args) == {}
 
 
 # ------------------------------------------------------------------ what must not change it
@@ -362,17 +400,15 @@ def test_total_is_the_weighted_sum_over_layers_of_metrics_that_are_means(case):
     refs = (batch.objects.masks, batch.phrases.masks, batch.prompt_masks)
     np.testing.assert_array_equal(counted, [r.valid.sum() for r in refs])
     branches = [f"{n}/{t}" for n in ("object", "text", "visual") for t in ("class", "bce", "dice")]
-    assert set(metrics) == {*branches, "region/class", "region/phrase"}
-    want = 2 * CONFIG.region_class * metrics["region/class"]  # of two maps
-    want += 2 * CONFIG.region_phrase * metrics["region/phrase"]
-    for name in branches:
-        want += LAYERS * getattr(CONFIG, name.replace("/", "_")) * metrics[name]
+    assert set(metrics) == set(branches)
+    weights = [getattr(CONFIG, name.replace("/", "_")) for name in branches]
+    want = LAYERS * np.dot(weights, [metrics[name] for name in branches])
     np.testing.assert_allclose(loss, want, rtol=1e-5)
     visual_names = gradients[0].visual.class_embedding  # visual slots are not asked for names
-    coarsest = gradients[1].levels[0]  # too few pixels for the losses of segments
+    levels = gradients[1].levels  # slots have read them before
     for leaf in jax.tree.leaves(gradients):
         assert np.all(np.isfinite(leaf))
-        assert np.any(leaf) != any(leaf is unused for unused in (visual_names, coarsest))
+        assert np.any(leaf) != any(leaf is unused for unused in (visual_names, *levels))
 
 
 def test_random_points_follow_the_key(case):
@@ -487,11 +523,3 @@ def test_phrase_logits_are_the_clamped_cosine_plus_the_prompt_of_the_phrase():
 def test_normalise_has_a_finite_gradient_at_zero():
     gradient = jax.grad(lambda x: normalise(x).sum())(jnp.zeros(4))
     assert np.all(np.isfinite(gradient))
-
-
-def test_a_class_table_of_another_width_is_refused(case):
-    features, batch = case[2], case[3]
-    with pytest.raises(ValueError, match=r"width 32 .* width 8.*region_class"):
-        losses.regions.class_loss(
-            features.mask, batch.planes, batch.objects, np.zeros((7, 8)), SCALE
-        )

@@ -37,8 +37,8 @@ def test_fifty_random_problems_cost_what_scipy_finds():
 
 def test_more_targets_than_slots_leave_the_dearest_targets_out():
     rng = np.random.default_rng(1)
-    cost = rng.normal(0, 5, (30, COLUMNS, ROWS)).astype(np.float32)
-    valid = rng.random((30, COLUMNS)) < 0.8
+    cost = rng.normal(0, 5, (50, COLUMNS, ROWS)).astype(np.float32)
+    valid = rng.random((50, COLUMNS)) < 0.8
     for problem in zip(cost, valid, np.asarray(assign_many(cost, valid))):
         check(*problem)
 
@@ -59,6 +59,25 @@ def test_costs_that_are_not_finite_never_hang_and_are_avoided():
     cost[10:20, 2] = np.inf
     cost[20] = np.nan
     valid = rng.random((50, ROWS)) < 0.8
+    for problem in zip(cost, valid, np.asarray(assign_many(cost, valid))):
+        check(*problem, atol=0.1)
+
+
+HOSTILE = {
+    "nan": lambda rng, cost: np.where(rng.random(cost.shape) < 0.3, np.nan, cost),
+    "inf": lambda rng, cost: np.where(rng.random(cost.shape) < 0.3, np.inf, cost),
+    "all nan": lambda rng, cost: np.full_like(cost, np.nan),
+    "equal": lambda rng, cost: np.broadcast_to(cost[:, :1, :1], cost.shape),
+    "empty": lambda rng, cost: cost,
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_fifty_of_each_hostile_kind_end_with_a_valid_assignment(kind):
+    rng = np.random.default_rng(3)
+    cost = rng.normal(0, 5, (50, ROWS, COLUMNS)).astype(np.float32)
+    cost = HOSTILE[kind](rng, cost).astype(np.float32)
+    valid = np.zeros((50, ROWS), bool) if kind == "empty" else rng.random((50, ROWS)) < 0.7
     for problem in zip(cost, valid, np.asarray(assign_many(cost, valid))):
         check(*problem, atol=0.1)
 

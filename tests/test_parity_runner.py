@@ -1,14 +1,21 @@
 """The parity runner by itself: what passes, what fails, and that nothing is left out."""
 
+import dataclasses
+import types
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.parity import report
+from seem_jax.models.seem import remember
+from seem_jax.types import VisualPrompts
+from tests.parity import decoding, following, report, settle
 from tests.parity.__main__ import main
 from tests.parity.losses import norms, same_points, worst
 from tests.parity.report import Claim, check, equal
 from tests.parity.stages import padded_masks
 from tests.parity.subject import model_config
+from tests.predictor_support import picture, tiny_predictor
 
 ARRAY = np.arange(1, 7, dtype=np.float32).reshape(2, 3)
 
@@ -143,3 +150,73 @@ def test_an_unknown_configuration_fails_every_array(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "no configuration for" in out
     assert out.splitlines()[-1].startswith("passed 0, failed 0, not compared 2")
+
+
+PROMPTS = 2
+
+
+@pytest.fixture(scope="module")
+def second_round():
+    """(a run of a tiny decoder with prompts and memory, its inputs)."""
+    predictor = tiny_predictor(rules="official")
+    features = predictor.encode(picture()).features
+    config, rng = predictor.config.model, np.random.default_rng(0)
+    subject = types.SimpleNamespace(
+        config=config,
+        model=predictor.programs.model,
+        params=predictor.params,
+        jitted={},
+        is_xdecoder=False,
+        features=lambda _: features,
+        table=jnp.asarray(rng.normal(size=(4, config.text.projection)), jnp.float32),
+    )
+    inputs = decoding.Inputs(
+        prompts=VisualPrompts(
+            points=jnp.asarray(rng.random((1, 6, 2)), jnp.float32),
+            prompt=jnp.asarray([[0, 1] * 3], jnp.int32),
+            positive=jnp.ones((1, 6), bool),
+            valid=jnp.ones((1, 6), bool),
+        ),
+        query_index=jnp.arange(PROMPTS * config.decoder.queries_per_prompt, dtype=jnp.int32)[None],
+    )
+    run, _ = following.follow(subject, {}, inputs, PROMPTS)
+    decoder = config.decoder
+    owner = np.sort(rng.integers(0, PROMPTS, (decoder.num_layers, 1, decoder.num_memory)), -1)
+    inputs = inputs.replace(
+        memory=remember(run.trace.outputs, run.trace.visual),
+        memory_index=jnp.asarray(owner, jnp.int32),
+    )
+    return following.follow(subject, {}, inputs, PROMPTS)[0], inputs
+
+
+@pytest.mark.parametrize("kind", ["own", "remembered"])
+def test_a_bit_that_fell_on_the_other_side_is_found_by_what_follows(
+    second_round, kind, monkeypatch
+):
+    run, inputs = second_round
+    monkeypatch.setattr(settle, "MARGIN", 0.3)  # few logits of a tiny model are near zero
+    monkeypatch.setattr(settle, "LIKELY", np.inf)
+    found = {
+        "own": lambda: settle._looking_doubts(run),
+        "remembered": lambda: settle._memory_doubts(run, inputs),
+    }[kind]()
+    doubt = min(found, key=lambda doubt: doubt.distance)
+    flips = settle.flip_rows([doubt])
+    trace = decoding.run_decoder(run.subject, run.features, inputs, PROMPTS, None, flips)
+    other = dataclasses.replace(run, trace=trace)
+    last = run.num_layers
+    stored = pack(
+        **{
+            f"pred_{name}/final": np.asarray(other.predicted(name, last))
+            for group in ("object", "visual")
+            for name in settle.GROUPS[group]
+        }
+    )
+    before = settle._slot_errors(run, stored, "")
+    assert settle._error(before, (doubt.group, doubt.image, doubt.slots)) > 1e-4
+    settled, claims = following.follow(run.subject, stored, inputs, PROMPTS)
+    rows = {tuple(row) for row in np.asarray(settled.flips).tolist() if row[0] >= 0}
+    assert rows == set(doubt.rows)
+    lines = list(check(stored, claims, set()))
+    assert len(lines) == 6 and all(line.passed and line.error == 0 for line in lines)
+    assert "as the release at 1 mask bits" in lines[0].note

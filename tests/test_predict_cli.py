@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import struct
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +15,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from seem_jax import predict
+from seem_jax.video import read_frames, write_video
 from tests.predictor_support import picture, tiny_predictor
 
 
@@ -139,3 +145,183 @@ def test_the_output_may_be_no_file(run, tmp_path, capsys):
     (tmp_path / "out").write_text("here already")
     assert run("in/a.png", "--point=3,3") == 1
     assert capsys.readouterr().err.startswith("error: ")
+
+
+# Videos
+
+
+@pytest.fixture
+def frames(tmp_path):
+    """A folder with eight frames; with PyAV also the same as a file."""
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    for number in range(8):
+        Image.fromarray(picture(seed=number)).save(folder / f"{number:05d}.png")
+    return folder
+
+
+def lines(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_an_object_of_a_video_is_followed_from_the_frame_it_is_drawn_on(run, frames, tmp_path):
+    pytest.importorskip("av")
+    write_video("clip.mp4", read_frames(frames), fps=8)
+    assert run("clip.mp4", "--point=30,20", "--text=the disc", "--text=a bar", "--frame=3") == 0
+    found = lines(tmp_path / "out/clip.jsonl")
+    assert [entry["frame"] for entry in found] == list(range(8))
+    assert [[each["id"] for each in entry["objects"]] for entry in found] == [[]] * 3 + [[1, 2]] * 5
+    assert [each["name"] for each in found[5]["objects"]] == ["the disc", "a bar"]
+    for entry in found:
+        with Image.open(tmp_path / f"out/masks/clip/{entry['frame']:05d}.png") as image:
+            assert image.mode == "P"
+            ids = np.asarray(image)
+        areas = {each["id"]: each["area"] for each in entry["objects"] if each["area"]}
+        assert {n: int((ids == n).sum()) for n in np.unique(ids) if n} == areas
+    shown = read_frames(tmp_path / "out/clip.mp4")
+    assert shown.fps == 8 and len(list(shown)) == 8
+    assert not list((tmp_path / "out").rglob("*.tmp")) and not list((tmp_path / "out").glob(".*"))
+
+
+def test_a_folder_of_frames_with_the_objects_of_an_index_map(run, frames, tmp_path):
+    pytest.importorskip("av")
+    labels = np.zeros((80, 120), np.uint8)
+    labels[10:30, 10:40], labels[40:70, 60:100], labels[:2] = 3, 7, 255
+    Image.fromarray(labels).save("objects.png")
+    assert run("clip", "--video", "--objects=objects.png", "--fps=5") == 0
+    first = read(tmp_path / "out/masks/clip/00000.png")
+    np.testing.assert_array_equal(first, np.where(labels == 255, 0, labels))
+    assert {each["id"] for each in lines(tmp_path / "out/clip.jsonl")[7]["objects"]} == {3, 7}
+
+
+def test_without_prompts_the_things_of_a_frame_are_followed(run, frames, tmp_path):
+    pytest.importorskip("av")
+    assert run("clip", "--video", "--top-k=2", "--threshold=0", "--frame=6") == 0
+    found = lines(tmp_path / "out/clip.jsonl")
+    assert [len(entry["objects"]) for entry in found] == [0] * 6 + [2] * 2
+
+
+BAD_VIDEO = {
+    "frame of pictures": ["in/a.png", "--frame=2", "--point=1,1"],
+    "fps of pictures": ["in/a.png", "--fps=2"],
+    "objects of pictures": ["in/a.png", "--objects=in/a.png"],
+    "panoptic": ["clip", "--video", "--panoptic"],
+    "frame": ["clip", "--video", "--frame=8", "--point=1,1"],
+    "negative frame": ["clip", "--video", "--frame=-1", "--point=1,1"],
+    "fps": ["clip", "--video", "--fps=0", "--point=1,1"],
+    "point outside": ["clip", "--video", "--point=500,1"],
+    "objects": ["clip", "--video", "--objects=missing.png"],
+    "objects in colour": ["clip", "--video", "--objects=in/a.png"],
+    "threshold": ["clip", "--video", "--point=1,1", "--threshold=3"],
+    "empty folder": ["empty", "--video", "--point=1,1"],
+    "no video": ["bad.mp4", "--point=1,1"],
+}
+
+
+@pytest.mark.parametrize("name", BAD_VIDEO)
+def test_bad_video_calls_are_one_line_and_leave_no_video(run, frames, tmp_path, capsys, name):
+    pytest.importorskip("av")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    assert run(*BAD_VIDEO[name]) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    left = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert {path.suffix for path in left} <= {".png"}, left
+
+
+# What is no picture, and names that mean something else
+
+
+def encoded(kind: str, size=(64, 48), **options) -> bytes:
+    data = io.BytesIO()
+    Image.effect_noise(size, 50).convert("RGB").save(data, format=kind, **options)
+    return data.getvalue()
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds next to nothing."""
+
+    def part(kind: bytes, content: bytes) -> bytes:
+        check = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
+
+    head = part(b"IHDR", struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0))
+    return (
+        b"\x89PNG\r\n\x1a\n" + head + part(b"IDAT", zlib.compress(bytes(99))) + part(b"IEND", b"")
+    )
+
+
+BROKEN = {
+    "no bytes": b"",
+    "one byte": b"\xff",
+    "text": b"hello" * 99,
+    "html": b"<!doctype html><img src='x.png'>",
+    "json": b'{"error": "not found"}',
+    "svg": b"<svg xmlns='http://www.w3.org/2000/svg' width='90000' height='90000'/>",
+    "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\nshowpage\n",
+    "gd": b"\xff\xfe\xff\xff\xff\xff" + bytes(2000),
+    "tiff": encoded("TIFF"),
+    "cut jpeg": encoded("JPEG")[:900],
+    "jpeg header": encoded("JPEG")[:20],
+    "cut png": encoded("PNG")[:900],
+    "cut webp": encoded("WEBP")[:300],
+    "cut bmp": encoded("BMP")[:900],
+    "cut gif": encoded("GIF")[:600],
+    "png bomb": png_of(50_000, 50_000),
+    "png strip": png_of(64_000_001, 1),
+    "png without pixels": png_of(0, 5),
+    "png of few": png_of(300, 300),
+    "gif bomb": encoded("GIF")[:6] + struct.pack("<2H", 65000, 65000) + encoded("GIF")[10:],
+    "bmp lie": encoded("BMP")[:18] + struct.pack("<2i", 2**31 - 1, 2**31 - 1) + encoded("BMP")[26:],
+}
+
+
+def test_broken_pictures_are_named_and_the_good_one_is_answered(run, tmp_path, capsys):
+    for number, data in enumerate(BROKEN.values()):
+        (tmp_path / f"in/broken_{number}.png").write_bytes(data)
+    (tmp_path / "in/b.PNG").unlink()
+    assert run("in", "--point=3,3") == 1
+    errors = capsys.readouterr().err.splitlines()
+    for number, name in enumerate(BROKEN):
+        named = [e for e in errors if e.startswith("error: ") and f"in/broken_{number}.png" in e]
+        assert len(named) == 1, name
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"a.png"}
+
+
+TRICKS = (
+    "../secret.png", "../../etc/passwd", "/etc/passwd", "/etc/shadow", "%2e%2e/secret.png", "..%2fsecret.png",
+    "\\\\host\\share\\x.png", "C:\\x.png", "a\0.png", "a\n.png", "x" * 5000, "; touch hit", "$(touch hit)",
+    "`touch hit`", "| touch hit", "&& touch hit", "'\"", "-", "~/x.png", "file:///etc/passwd",
+    "http://127.0.0.1:9/x.png", "ftp://127.0.0.1/x.png", "data:image/png;base64,AAAA", "/dev/zero", "/dev/stdin",
+    "/dev/fd/0", "/proc/self/mem", "/proc/self/environ", "loop", "pipe", "dangling", "", " ", ".png", "CON", "con.png",
+    "in/../../secret.png", "in/a.png/x", "//in/a.png/../x", "\u202egnp.a", "a\u0000b",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("flag", ["INPUT", "--mask", "--scribble", "--reference", "--objects"])
+def test_tricks_with_paths_reach_nothing(run, frames, tmp_path, capsys, flag):
+    """Each of 40 names is an error in one line; nothing outside the output folder is touched."""
+    assert len(TRICKS) >= 40
+    Path("loop").symlink_to("loop")
+    Path("dangling").symlink_to("/nowhere/at/all.png")
+    os.mkfifo("pipe")
+    (tmp_path.parent / "secret.png").write_text("secret")
+
+    def state() -> dict:
+        files = (path for path in tmp_path.rglob("*") if "out" not in path.parts)
+        return {path: (path.lstat().st_size, path.lstat().st_mtime_ns) for path in files}
+
+    before = state()
+    for trick in TRICKS:
+        if flag == "INPUT":
+            call = ["--point=1,1", "--checkpoint=run", "--output=out", "--", trick]
+            status = predict.main(call)
+        elif flag == "--objects":
+            status = run("clip", "--video", f"{flag}={trick}")
+        else:
+            status = run("in/a.png", "--reference-point=1,1", f"{flag}={trick}")
+        errors = capsys.readouterr().err
+        assert status == 1 and "Traceback" not in errors, trick
+        assert errors.startswith("error: ") or "\nerror: " in errors, trick
+    assert state() == before

@@ -17,7 +17,8 @@ from seem_jax.data import transforms
 from seem_jax.predictor import Predictor, Prompts, Reference, everything, results
 from seem_jax.predictor.predictor import default_classes
 from seem_jax.predictor.programs import MAX_ANSWERS, MAX_POINTS
-from seem_jax.predictor.prompts import draw, fair_shares, thin
+from seem_jax.predictor.prompts import draw
+from seem_jax.predictor.thinning import fair_shares, thin
 from tests.predictor_support import CLASSES, picture, same, tiny_predictor
 
 compilations: list[str] = []
@@ -306,8 +307,7 @@ def test_panoptic_agrees_with_the_evaluation(predictor):
     predictor.set_image(image)
     answer = predictor.panoptic(threshold=0.0, overlap=0.1)
     objects = predictor.image.objects
-    table = predictor.texts.table(CLASSES)
-    probability = predictor._class_probability(objects.names, table)
+    probability = predictor.naming.probability(objects, CLASSES)
     plan = postprocess.plan_resize(
         np.array([[64, 64]]), [(64, 64)], (16, 16), (64, 64), antialias=False
     )
@@ -436,7 +436,9 @@ def test_a_checkpoint_becomes_a_predictor(predictor, tmp_path):
     )
     assert restored.fingerprint() == predictor.fingerprint()
     assert restored.classes == ()
+    assert restored.texts.tables.cache == tmp_path / "run" / "class_tables"
     restored.programs = predictor.programs  # compiled already; the parameters are its own
+    restored.decoding.programs = predictor.programs
     for each in (restored, predictor):
         each.set_image(picture())
     same(restored.predict(points=[[20, 20]]), predictor.predict(points=[[20, 20]]))
@@ -448,50 +450,3 @@ def test_a_checkpoint_becomes_a_predictor(predictor, tmp_path):
     assert default_classes(config) == (("a", "b"), 1)
     with pytest.raises(ValueError, match="no checkpoint"):
         seem_jax.Predictor.from_checkpoint(tmp_path / "nowhere")
-
-
-# Random prompts
-
-
-def random_prompts(rng, size) -> dict:
-    """A valid mix of prompts on an image of this size."""
-    height, width = size
-
-    def where(count):
-        return np.floor(rng.random((count, 2)) * [width, height] * 4) / 4
-
-    def box():
-        x0, y0 = rng.random(2) * [width, height] * 0.9
-        return [x0, y0, rng.uniform(x0 + 1e-3, width), rng.uniform(y0 + 1e-3, height)]
-
-    count = int(rng.integers(1, 40))
-    makers = {
-        "points": lambda: where(count),
-        "box": box,
-        "scribble": lambda: where(int(rng.integers(1, 20))),
-        "polygon": lambda: rng.random((int(rng.integers(3, 12)), 2)) * [width, height],
-        "mask": lambda: rng.random(size) < rng.random() ** 3 + 1e-3,
-        "text": lambda: (
-            " ".join(["disc"] * int(rng.integers(1, 8))) + rng.choice(["", " é", " 🦊"])
-        ),
-    }
-    kinds = [kind for kind in makers if rng.random() < 0.4] or ["points"]
-    asked = {kind: makers[kind]() for kind in kinds}
-    if "points" in asked:
-        asked["point_labels"] = np.append(rng.random(count - 1) < 0.7, True)
-    if "mask" in asked:
-        asked["mask"][rng.integers(height), rng.integers(width)] = True
-    return asked
-
-
-@pytest.mark.parametrize("number", [pytest.param(60), pytest.param(10_000, marks=pytest.mark.slow)])
-def test_random_prompts_give_sound_answers(predictor, number):
-    rng = np.random.default_rng(0)
-    before = len(compilations)
-    for turn in range(number):
-        if turn % 10 == 0:
-            size = tuple(int(n) for n in rng.integers(1, 150, 2))
-            predictor.set_image(picture(*size, seed=turn))
-        asked = random_prompts(rng, size)
-        check_sound(predictor.predict(**asked, top_k=2), size, top_k=2)
-    assert len(compilations) == before

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+
+import jax
 import numpy as np
 import pytest
 
@@ -137,6 +140,8 @@ def test_users_of_a_pool_get_what_they_get_alone(predictor, count, turns):
             answers.append(session.predict())
         solo.append(answers)
     one = predictor.encode(image_of[0]).nbytes
+    gc.collect()
+    held = sum(array.nbytes for array in jax.live_arrays())
     pool = SessionPool(predictor, max_bytes=int(2.5 * one))
     sessions = [pool.open(image) for image in image_of]
     moves = [list(play(seed, turns)) for seed in range(count)]
@@ -152,6 +157,31 @@ def test_users_of_a_pool_get_what_they_get_alone(predictor, count, turns):
     for session in sessions:
         pool.close(session)
     assert pool.nbytes == 0 and len(pool) == 0
+    del session, sessions
+    gc.collect()
+    assert sum(array.nbytes for array in jax.live_arrays()) == held
+
+
+def test_a_round_of_many_images_holds_no_more_than_it_may(predictor, monkeypatch):
+    one = predictor.encode(picture()).nbytes
+    pool = SessionPool(predictor, max_bytes=int(2.5 * one))
+    sessions = [pool.open(picture(seed=seed)) for seed in range(6)]
+    for number, session in enumerate(sessions):
+        session.add_point(10 + number, 20)
+    held, answer = [], predictor.answer
+
+    def counted(questions, **options):
+        held.append(len({id(image) for image, _ in questions}))
+        return answer(questions, **options)
+
+    monkeypatch.setattr(predictor, "answer", counted)
+    got = pool.predict(sessions)
+    assert sum(held) == 6 and max(held) == 2
+    monkeypatch.undo()
+    for number, prediction in enumerate(got):
+        predictor.set_image(picture(seed=number))
+        same(prediction, predictor.predict(points=[[10 + number, 20]]))
+    predictor.reset_image()
 
 
 def test_a_session_ends_when_nobody_uses_it(predictor):

@@ -13,7 +13,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from seem_jax import checkpoint, config_flag
+from seem_jax import checkpoint, config_flag, manifest
 from tests.fakes import tiny_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -146,5 +146,5 @@ def test_half_of_an_address_is_refused():
 def test_a_checkpoint_of_two_processes_is_whole_for_one(runs):
     """Sealed once, every file in its manifest, and a second start says that the run is done."""
     folder = runs[1][0]
-    assert checkpoint.problem(folder / "checkpoints" / "steps" / "3") is None
+    assert manifest.problem(folder / "checkpoints" / "steps" / "3") is None
     assert run(folder, 1, 4) == []

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from seem_jax.demo import draw
-from seem_jax.evaluation import report
+from seem_jax.evaluation import plots, report
 from seem_jax.evaluation.sheets import Sheet
 from tests.fakes import tiny_config
 
@@ -84,12 +84,13 @@ def test_a_damaged_line_is_named(tmp_path):
 
 
 def test_a_curve_stays_inside_its_frame():
-    svg = ElementTree.fromstring(report.svg_curve([(0, 2.0), (5, 2.0), (10, -1.0)]))
+    line = plots.Line([(0, 2.0), (5, 2.0), (10, -1.0)], "a <line>")
+    svg = ElementTree.fromstring(plots.svg([line], plots.Axes(diagonal=True)))
     points = svg.find("polyline").get("points").split()
     x, y = np.array([point.split(",") for point in points], float).T
     assert (np.diff(x) > 0).all()
-    assert 0 <= y.min() <= y.max() <= report.HEIGHT
-    assert x.max() <= report.WIDTH
+    assert 0 <= y.min() <= y.max() <= plots.HEIGHT
+    assert x.max() <= plots.WIDTH
 
 
 def test_a_sheet_has_its_rows_and_columns(tmp_path):

@@ -14,6 +14,7 @@ from seem_jax.models.seem import build
 from seem_jax.training import state as states
 from seem_jax.training import step as training_step
 from seem_jax.training.step import make_train_step, vocabulary
+from tests import hlo
 from tests.fakes import class_token_ids, fake_batch, tiny_config
 
 BATCH = 8
@@ -21,7 +22,8 @@ QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes
 
 
 def two_steps(mesh_config, devices):
-    """(metrics, matching) of two training steps and the parameters after them, on a mesh."""
+    """(metrics, matching) of two training steps, the parameters after them, and what the program sends
+    between devices, on a mesh."""
     config = tiny_config()
     config.mesh = mesh_config
     config.data.batch_size = BATCH
@@ -38,7 +40,7 @@ def two_steps(mesh_config, devices):
             state, metrics = compiled(state, batch, names)
             matching.append({n: np.asarray(metrics.pop(n)) for n in MATCHED})
             seen.append({name: float(value) for name, value in metrics.items()})
-    return seen, matching, state
+    return seen, matching, state, hlo.messages(compiled.as_text())
 
 
 MATCHED = ("object", "text", "visual")
@@ -72,8 +74,9 @@ def alone():
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)], ids=str)
 def test_eight_devices_say_what_one_says(alone, sizes):
-    want, want_matching, want_state = alone
-    got, got_matching, got_state = two_steps(MeshConfig(*sizes), jax.devices())
+    want, want_matching, want_state, _ = alone
+    got, got_matching, got_state, sent = two_steps(MeshConfig(*sizes), jax.devices())
+    check_messages(sizes, sent, states.num_parameters(want_state.trainable) * 4)
     for name in MATCHED:  # the same slot for every target, in every layer and image
         slots = got_matching[0][name]
         assert slots.shape[:2] == (3, BATCH)
@@ -90,6 +93,25 @@ def test_eight_devices_say_what_one_says(alone, sizes):
     )
     # Adam's first steps are the signs of gradients, so rounding may turn single entries around.
     assert np.mean(jax.tree.leaves(differences)) < 1e-3
+
+
+def check_messages(sizes, sent, size):
+    """Gradients are reduced once, split parameters gathered once, and loops send nothing but the partial
+    sums of products along `tensor`: matching, sampling and rounds are local to a device."""
+    _, fsdp, tensor = sizes
+    loops = {message for message in sent if message.loop}
+    assert tensor > 1 or not loops, loops
+    assert all(message.with_products for message in loops), loops
+    total = {
+        kind: sum(message.size for message in sent if message.kind == kind) for kind in hlo.KINDS
+    }
+    print(sizes, total, size)
+    assert total["all-reduce"] + total["reduce-scatter"] * fsdp >= 0.9 * size / tensor
+    assert total["all-reduce"] + total["reduce-scatter"] * fsdp <= 2.5 * size
+    if fsdp > 1:
+        assert 0.5 * size / tensor <= total["all-gather"] <= 3 * size
+    else:
+        assert total["all-gather"] <= 0.1 * size
 
 
 def test_parameters_and_moments_are_split_where_the_rules_say():

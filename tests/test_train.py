@@ -20,6 +20,7 @@ from seem_jax.models.seem import build
 from seem_jax.training import starting_weights
 from seem_jax.training import state as states
 from seem_jax.training.ledger import CompileCounter, Ledger, peak_bytes
+from seem_jax.training.progress import progress_line
 from seem_jax.training.step import make_train_step, vocabulary
 from seem_jax.training.writer import Writer
 from tests.fakes import class_token_ids, fake_batch, tiny_config
@@ -142,7 +143,7 @@ def test_the_progress_line_says_how_far_how_fast_and_how_well():
         "data_wait_share": 0.05,
         "peak_bytes": float(2**30),
     }
-    assert train.progress_line(100, 500, values) == (
+    assert progress_line(100, 500, values) == (
         "step 100/500  2.00 steps/s  0:03:20 left  loss 3.46  [object class 1.00 dice 0.50]"
         "  data wait 5%  1.0 GiB"
     )

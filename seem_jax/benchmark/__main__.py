@@ -10,6 +10,7 @@ Prints a flat dictionary, `<suite>/<figure>`; --json=FILE keeps it. Suites:
     kernels     every implementation of every kernel, for the choice of the fastest
     compile     tracing, compiling cold and from the cache, size of the programs
     checkpoint  saving and restoring the state of training
+    interactive interactive evaluation, at once against a loop
     data        images a second of the input pipeline
 
 The same command runs on CPU, GPU and TPU; numbers of half precision take
@@ -29,7 +30,15 @@ import jax
 from absl import app, flags
 
 from seem_jax import config as config_lib
-from seem_jax.benchmark import checkpoint, compiling, data, kernels, operations, timing
+from seem_jax.benchmark import (
+    checkpoint,
+    compiling,
+    data,
+    interactive,
+    kernels,
+    operations,
+    timing,
+)
 from seem_jax.benchmark.clock import Budget
 from seem_jax.config_flag import CONFIG
 from seem_jax.training.ledger import peak_bytes, peak_device_bytes
@@ -42,7 +51,8 @@ SUITES = {
     "train_step": timing.train_step,
     "kernels": kernels.run,
     "compile": compiling.run,
-    "checkpoint": checkpoint.run,
+    "checkpoint": lambda config, budget: checkpoint.run(config),
+    "interactive": lambda config, budget: interactive.run(config),
     "data": lambda config, budget: data.run(config),
 }
 

@@ -1,52 +1,81 @@
-"""Suite `checkpoint`: saving the state of training, and restoring it."""
+"""What checkpoints cost: python -m seem_jax.benchmark --suite=checkpoint --config=configs/focalt.py
+
+Saves the whole state of a configuration (add --config.optimizer.frozen=() to have moments of all
+parameters) three times into a temporary folder below config.workdir, as training does, with random
+numbers that no compression makes smaller. The stall is how long `save` keeps the training loop; what
+writes the files afterwards runs beside the next steps.
+"""
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 
-from seem_jax.benchmark import inputs
-from seem_jax.benchmark.clock import Budget
-from seem_jax.benchmark.programs import parts
+from seem_jax import sharding
 from seem_jax.checkpoint import Checkpoints
 from seem_jax.config import Config
+from seem_jax.models.seem import build
 from seem_jax.training import state as states
 
-
-class _Position:
-    """Stands for the data pipeline, whose state is a number."""
-
-    def get_state(self):
-        return {"next_index": 1}
-
-    def set_state(self, state) -> None:
-        del state
+SAVES = 3
 
 
-def run(config: Config, budget: Budget) -> dict[str, float]:
-    """Seconds that a step waits for a save, until it is sealed, and of restoring; budget not used."""
-    measured = parts(config)
-    wanted = states.abstract(measured.model, measured.config, measured.mesh)
-    state = inputs.fill(wanted)
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves((state.trainable, state.opt_state)))
-    with tempfile.TemporaryDirectory() as folder:
-        with Checkpoints(Path(folder), measured.config) as checkpoints:
+class _NoData:
+    """The place in the data is one number."""
+
+    def get_state(self) -> dict[str, int]:
+        return {"step": 0}
+
+
+def run(config: Config) -> dict[str, float]:
+    """Seconds and bytes of saving and restoring; the worst of SAVES saves."""
+    mesh = sharding.make_mesh(config.mesh)
+    wanted = states.abstract(build(config.model), config, mesh)
+    trees = (wanted.trainable, wanted.opt_state)
+    rng = np.random.default_rng(0)
+    state = jax.tree.map(lambda x: _random(rng, x), trees)
+    Path(config.workdir).mkdir(parents=True, exist_ok=True)
+    folder = tempfile.mkdtemp(prefix="checkpoint_benchmark_", dir=config.workdir)
+    try:
+        return _figures(folder, config, state, trees)
+    finally:
+        shutil.rmtree(folder)
+
+
+def _figures(folder: str, config: Config, state: Any, wanted: Any) -> dict[str, float]:
+    copies, stalls, writes = [], [], []
+    with Checkpoints(folder, config) as checkpoints:
+        checkpoints.prepare(*state)  # as the training loop does
+        for step in range(1, SAVES + 1):
             begin = time.perf_counter()
-            checkpoints.save(1, state.trainable, state.opt_state, _Position())
-            waited = time.perf_counter() - begin
+            jax.tree.map(lambda x: np.array(x, copy=True), state)
+            copied = time.perf_counter()
+            checkpoints.save(step, *state, _NoData())
+            saved = time.perf_counter()
             checkpoints.wait()
-            saved = time.perf_counter() - begin
-        with Checkpoints(Path(folder), measured.config) as checkpoints:
-            begin = time.perf_counter()
-            found = checkpoints.restore(wanted.trainable, wanted.opt_state, {}, _Position())
-            jax.block_until_ready(found[:2])
-            restored = time.perf_counter() - begin
+            copies.append(copied - begin)
+            stalls.append(saved - copied)
+            writes.append(time.perf_counter() - saved)
+        begin = time.perf_counter()
+        checkpoints.restore(*wanted, None, None)
+        restored = time.perf_counter() - begin
+    beyond = [stall - copy for stall, copy in zip(stalls, copies, strict=True)]
     return {
-        "checkpoint/bytes": float(size),
-        "checkpoint/step_waits_s": waited,
-        "checkpoint/sealed_s": saved,
-        "checkpoint/restored_s": restored,
+        "checkpoint/gib": sum(x.nbytes for x in jax.tree.leaves(state)) / 2**30,
+        "checkpoint/copy_seconds": max(copies),
+        "checkpoint/stall_seconds": max(stalls),
+        "checkpoint/stall_beyond_copy_seconds": max(beyond),
+        "checkpoint/background_seconds": max(writes),
+        "checkpoint/restore_seconds": restored,
     }
+
+
+def _random(rng: np.random.Generator, like: jax.ShapeDtypeStruct) -> jax.Array:
+    value = rng.standard_normal(like.shape, np.float32).astype(like.dtype)
+    return jax.device_put(value, like.sharding)

@@ -10,16 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Products of half precision a second of one device, TFLOP/s, by the vendors' data sheets (dense).
-PEAKS = {
-    "NVIDIA H100 80GB HBM3": 989.0,
-    "NVIDIA H200": 989.0,
-    "NVIDIA A100-SXM4-80GB": 312.0,
-    "TPU v4": 275.0,
-    "TPU v5 lite": 197.0,
-    "TPU v5p": 459.0,
-    "TPU v6 lite": 918.0,
-}
+from seem_jax.training.utilisation import peak_tflops
+
 SIDE = {"cpu": 1536, "gpu": 8192, "tpu": 8192}  # of the plain product: large enough for full speed
 
 
@@ -55,7 +47,7 @@ def figures(name: str, seconds: np.ndarray, flop: float, plain: float) -> dict[s
         f"{name}/gflop_per_second": rate,
         f"{name}/share_of_plain_product": rate / plain,
     }
-    peak = PEAKS.get(jax.devices()[0].device_kind)
+    peak = peak_tflops(jax.devices()[0].device_kind)
     if peak:
         found[f"{name}/utilisation"] = rate / (1e3 * peak)
     return found
@@ -65,5 +57,8 @@ def plain_product(dtype: str, budget: Budget) -> float:
     """GFLOP/s of a square matrix product in this precision."""
     side = SIDE.get(jax.devices()[0].platform, 4096)
     x = jnp.asarray(np.random.default_rng(0).standard_normal((side, side), np.float32), dtype)
-    seconds = times(lambda f=jax.jit(jnp.matmul): f(x, x), dataclasses.replace(budget, seconds=2))
+    product = jax.jit(jnp.matmul)
+    seconds = times(
+        lambda: product(x, x), dataclasses.replace(budget, seconds=min(2, budget.seconds))
+    )
     return 2 * side**3 / float(np.median(seconds)) / 1e9

@@ -24,7 +24,7 @@ from pycocotools import mask as coco_mask
 
 from seem_jax import image as images
 from seem_jax.config import Config, DataConfig
-from seem_jax.data import collate, schema, transforms
+from seem_jax.data import collate, draft, questions, schema, transforms
 from seem_jax.data.tfrecord import TFRecordSource, write_shard
 from seem_jax.models.language.tokenizer import Tokenizer
 
@@ -41,9 +41,9 @@ STAGES = (  # stage -> where it is called: the module or class, and the name
     ("parse", schema, "decode"),
     ("decode", images, "decode_image"),
     ("resize", transforms, "place_image"),
-    ("masks", collate, "place_segments"),
-    ("masks", collate.Draft, "add_object"),
-    ("strokes", collate, "draw_prompts"),
+    ("masks", draft, "place_segments"),
+    ("masks", draft.Draft, "object_mask"),
+    ("strokes", questions, "draw_prompts"),
     ("text", Tokenizer, "encode"),
     ("collate", collate, "stack"),
 )

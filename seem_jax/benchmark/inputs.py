@@ -111,7 +111,7 @@ def fill(tree, seed: int = 0):
 
     def one(path, leaf):
         dtype = np.dtype(leaf.dtype)
-        if dtype == bool or jax.tree_util.keystr(path).endswith("['scale']"):
+        if dtype.kind == "b" or jax.tree_util.keystr(path).endswith("['scale']"):
             return jnp.ones(leaf.shape, leaf.dtype)
         if dtype.kind in "iu":
             return jnp.zeros(leaf.shape, leaf.dtype)

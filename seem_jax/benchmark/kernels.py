@@ -102,7 +102,7 @@ def _deformable(config: Config, budget: Budget) -> dict[str, float]:
 
 def _points(config: Config, budget: Budget) -> dict[str, float]:
     """The reads of the mask features that all slots share in matching."""
-    side, width, number = config.data.image_size // 4, config.model.decoder.width, 0
+    side, width = config.data.image_size // 4, config.model.decoder.width
     number = config.loss.num_points
     features = _normal((1, side, side, width), config.model.dtype)
     points = jnp.asarray(np.random.default_rng(0).uniform(0, 1, (1, number, 2)), jnp.float32)
@@ -126,8 +126,9 @@ def _both(key: str, function: Callable, arguments: tuple, budget: Budget) -> dic
 
 
 def _one(key: str, function: Callable, arguments: tuple, budget: Budget) -> dict[str, float]:
+    run = jax.jit(function)
     try:
-        seconds = times(lambda run=jax.jit(function): run(*arguments), budget)
+        seconds = times(lambda: run(*arguments), budget)
     except Exception as error:  # whatever a compiler for another device says
         reason = str(error).strip().splitlines() or [type(error).__name__]
         print(f"  {key}: not on this device: {reason[0][:160]}", flush=True)

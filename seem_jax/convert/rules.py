@@ -259,10 +259,22 @@ BY_OURS = [(_compile(ours[0]), leaf, official, ours) for leaf, official, ours in
 
 
 def convert_state(state: State, shapes: dict) -> dict:
-    """Our parameters, a nested dict of NumPy arrays, from an official state dict.
+    """Our parameters, a nested dict of NumPy arrays, from an official state dict; see `views`."""
+    wanted = flatten_dict(shapes, sep="/")
+    return unflatten_dict(
+        {
+            path: np.asarray(view, wanted[path].dtype, order="C")
+            for path, view in views(state, shapes).items()
+        },
+        sep="/",
+    )
 
-    `shapes` is the expected tree of ShapeDtypeStructs (or arrays), which also gives the dtypes.
-    Buffers are skipped. Raises ValueError listing every official name that the model does not
+
+def views(state: State, shapes: dict) -> dict[str, np.ndarray]:
+    """Our parameters by path, in the order of `shapes`, as views of the arrays of an official state.
+
+    `shapes` is the expected tree of ShapeDtypeStructs (or arrays). Nothing is copied and no number is
+    read. Buffers are skipped. Raises ValueError listing every official name that the model does not
     expect, every parameter left without a value and every array of another shape.
     """
     wanted = flatten_dict(shapes, sep="/")
@@ -291,10 +303,7 @@ def convert_state(state: State, shapes: dict) -> dict:
             f"the official weights do not fit this model ({len(problems)} differences); choose the "
             "configuration that they were trained with:\n  " + "\n  ".join(problems)
         )
-    return unflatten_dict(
-        {path: np.asarray(given[path], shape.dtype, order="C") for path, shape in wanted.items()},
-        sep="/",
-    )
+    return {path: given[path] for path in wanted}
 
 
 def official_state(params: dict) -> State:

@@ -22,8 +22,8 @@ from seem_jax.convert.rules import (
     SEEM_ONLY,
     XDECODER_ONLY,
     State,
-    convert_state,
     official_state,
+    views,
 )
 from seem_jax.models.seem import build, initialise
 
@@ -51,8 +51,9 @@ class Report:
 def convert(state: State, config: Config, output: str | Path) -> Report:
     """Writes the parameters of an official state dict to a new work folder `output`.
 
-    `checkpoint.restore_params(output)` reads it. Empties `state`, so that the memory is free for writing. An X-Decoder file gives a start for training: what SEEM
-    adds is initialised with config.seed. ValueError, and nothing at `output`, when the state is of
+    `checkpoint.restore_params(output)` reads it. Empties `state`, so that the memory is free for
+    writing. An X-Decoder file gives a start for training: what SEEM adds is initialised with
+    config.seed. ValueError, and nothing at `output`, when the state is of
     another model than `config`, is incomplete, holds anything unknown or has values that are not finite.
     """
     config_lib.validate(config)
@@ -74,7 +75,7 @@ def convert(state: State, config: Config, output: str | Path) -> Report:
     known = {name: array for name, array in state.items() if name not in left_out}
     given = {path: shape for path, shape in wanted.items() if path not in fresh}
     try:
-        params = convert_state(known, unflatten_dict(given, sep="/"))
+        params = views(known, unflatten_dict(given, sep="/"))
     except ValueError as error:
         other = recognise.other_config(kind, config)
         if other is None:
@@ -83,7 +84,6 @@ def convert(state: State, config: Config, output: str | Path) -> Report:
             f"this looks like {kind}: use --config={other}. The configuration given has another "
             f"backbone, {config.model.backbone}"
         ) from error
-    params = flatten_dict(params, sep="/")
     report = Report(
         kind=kind,
         num_tensors=len(state),
@@ -93,10 +93,11 @@ def convert(state: State, config: Config, output: str | Path) -> Report:
     )
     state.clear()
     known.clear()
-    # One by one, so that the mapped file and the NumPy copies are gone when writing begins; Orbax would
-    # copy NumPy arrays once more.
+    # One by one, and each view goes when its array is there, so that beside the mapped file there is
+    # never more than one copy; the file itself is gone when writing begins.
     for path in list(params):
-        params[path] = jax.device_put(params[path], may_alias=False).block_until_ready()
+        own = np.array(params.pop(path), wanted[path].dtype, order="C")
+        params[path] = jax.device_put(own, may_alias=True).block_until_ready()
     if fresh:
         params |= _initial(model, config.seed, sorted(fresh))
     _write(output, unflatten_dict(params, sep="/"), config)

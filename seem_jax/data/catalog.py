@@ -77,6 +77,11 @@ def open_split(root: str | Path, spec: str) -> Split:
             f"{_command(name, root)}"
         )
     classes = _read_json(classes_path)
+    if len(classes["names"]) != len(classes["category_ids"]):
+        raise ValueError(
+            f"{classes_path} has {len(classes['names'])} names and {len(classes['category_ids'])} "
+            f"category_ids; expected as many. {_command(name, root)}"
+        )
     return Split(
         name=name,
         split=split,

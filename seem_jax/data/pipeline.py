@@ -27,7 +27,9 @@ from absl import flags, logging
 
 from seem_jax.config import DataConfig
 from seem_jax.data import catalog, collate, sources
-from seem_jax.data.collate import Dropped, Tokenizer
+from seem_jax.data.collate import Tokenizer
+from seem_jax.data.draft import DROPPED, Dropped, num_texts
+from seem_jax.data.in_flight import InFlight, warn_of_stalls
 from seem_jax.data.schema import Record
 from seem_jax.data.sources import Sample
 from seem_jax.types import Batch
@@ -38,15 +40,20 @@ PARENT_CHECK_SECONDS = 1.0
 class TrainBatches(grain.DatasetIterator):
     """Iterates over this host's training batches. Its state is the number of the next step.
 
-    `dropped` counts what did not fit the static shapes (collate.DROPPED), and how often another
+    `dropped` counts what did not fit the static shapes (draft.DROPPED), and how often another
     record was read in place of a bad one, in the batches delivered by this object so far.
     `bad_records` says what is wrong with each of those. The first time that one is met it is
-    logged; when they are more than config.max_bad_records, ValueError.
+    logged; when they are more than config.max_bad_records, ValueError. A record that takes longer than
+    config.stall_seconds to read is logged; a worker process that ends is a RuntimeError that names the
+    worker and what it was reading.
     """
 
-    def __init__(self, batches: grain.MapDataset, config: DataConfig, step: int):
+    def __init__(
+        self, batches: grain.MapDataset, config: DataConfig, step: int, in_flight: InFlight
+    ):
         super().__init__()
-        self.dropped = Dropped(dict.fromkeys((*collate.DROPPED, "bad_records"), 0))
+        self.in_flight = in_flight
+        self.dropped = Dropped(dict.fromkeys((*DROPPED, "bad_records"), 0))
         self.bad_records: dict[str, str] = {}
         self._batches = batches
         self._config = config
@@ -57,7 +64,13 @@ class TrainBatches(grain.DatasetIterator):
     def __next__(self) -> Batch:
         self._assert_not_closed()
         self.start_prefetch()
-        batch, dropped, bad = next(self._running)
+        try:
+            batch, dropped, bad = next(self._running)
+        except RuntimeError as error:
+            text = _dead_worker(self.in_flight)
+            if not text:
+                raise
+            raise RuntimeError(text) from error
         self.dropped.update(dropped)
         for place, error in bad.items():
             if place not in self.bad_records:
@@ -84,10 +97,12 @@ class TrainBatches(grain.DatasetIterator):
     def start_prefetch(self) -> None:
         """Begins to read ahead; the first batch would do so too."""
         if self._running is None:
-            self._running = iter(_reader(self._batches[self._step :], self._config))
+            reader = _reader(self._batches[self._step :], self._config, self.in_flight)
+            self._running = iter(reader)
             self._running.start_prefetch()
+            watch = _watch(self.in_flight, self._config.stall_seconds)
             # Also at the end of the program: workers that end after it began print tracebacks.
-            self._stop = weakref.finalize(self, self._running.close)
+            self._stop = weakref.finalize(self, _close, self._running, watch, self.in_flight)
 
     def close(self) -> None:
         self._stop()
@@ -116,15 +131,17 @@ def train_batches(
             f"config.data.batch_size = {config.batch_size}: expected a multiple of the number of "
             f"processes, {process_count}."
         )
-    _check_planes(config.num_planes, config.max_phrases)
+    _check_planes(config)
     seed = config.seed if seed is None else seed
     splits = sources.open_training(config) if splits is None else splits
-    make = _MakeTrainingExample(config, tokenizer, tuple(splits[0].class_names), tuple(templates))
+    in_flight = InFlight()
+    names = tuple(splits[0].class_names)
+    make = _MakeTrainingExample(config, tokenizer, names, tuple(templates), in_flight)
     examples = sources.endless(splits, config.weights, seed).random_map(make, seed=seed % 2**32)
     batches = examples.batch(
         config.batch_size // process_count, batch_fn=_stack, drop_remainder=True
     )
-    return TrainBatches(batches[process_index::process_count], config, step)
+    return TrainBatches(batches[process_index::process_count], config, step, in_flight)
 
 
 def eval_batches(
@@ -159,6 +176,7 @@ def eval_batches(
         config,
         image_size=image_size,
         max_phrases=most_phrases,
+        max_texts=most_phrases,
         num_planes=max(config.num_planes, 2 + (most_phrases - 1) // 8),
     )
     make = _MakeEvaluationExample(config, tokenizer, sources.Samples(records), count)
@@ -181,6 +199,7 @@ class _MakeTrainingExample(grain.transforms.RandomMap):
     tokenizer: Tokenizer
     class_names: tuple[str, ...]
     templates: tuple[str, ...]
+    in_flight: InFlight
 
     def random_map(
         self, element: Sample, rng: np.random.Generator
@@ -190,7 +209,8 @@ class _MakeTrainingExample(grain.transforms.RandomMap):
             sample = element.after(number)
             rng.bit_generator.state = start
             try:
-                return *self._example(sample, rng), bad
+                with self.in_flight.reading(str(sample)):
+                    return *self._example(sample, rng), bad
             except ValueError as error:
                 bad[str(sample)] = str(error)
         raise ValueError(_bad_records(bad, self.config.max_bad_records))
@@ -254,16 +274,48 @@ def _stack_with_records(
     return collate.stack([example for example, _ in examples]), records
 
 
-def _check_planes(num_planes: int, max_phrases: int) -> None:
-    needed = 1 + -(-max_phrases // 8)
-    if num_planes < needed:
+def _check_planes(config: DataConfig) -> None:
+    needed = 1 + -(-num_texts(config) // 8)
+    if config.num_planes < needed:
         raise ValueError(
-            f"config.data.num_planes = {num_planes}: expected at least {needed}: one for segments "
-            f"and one for every 8 of max_phrases = {max_phrases}."
+            f"config.data.num_planes = {config.num_planes}: expected at least {needed}: one for "
+            f"segments and one for every 8 of max_texts = {num_texts(config)}."
         )
 
 
-def _reader(batches: grain.MapDataset, config: DataConfig) -> grain.IterDataset:
+def _dead_worker(in_flight: InFlight) -> str:
+    """What to say of worker processes that have ended; "" while all run."""
+    parts = [
+        f"{name} ended while it was reading {' and '.join(records) or 'nothing'}"
+        for name, records in in_flight.of_dead().items()
+    ]
+    if not parts:
+        return ""
+    return (
+        f"{'; '.join(parts)}. It was killed, perhaps for want of memory: lower config.data.prefetch or "
+        "num_workers, and look at that record with data_prep.doctor."
+    )
+
+
+def _watch(in_flight: InFlight, seconds: float) -> threading.Event:
+    """Starts a thread that warns of stalls until the event is set."""
+    stop = threading.Event()
+    if seconds > 0:
+        threading.Thread(
+            target=warn_of_stalls, args=(in_flight, seconds, stop), daemon=True, name="stalls"
+        ).start()
+    return stop
+
+
+def _close(running: grain.DatasetIterator, watch: threading.Event, in_flight: InFlight) -> None:
+    watch.set()
+    running.close()
+    in_flight.forget()
+
+
+def _reader(
+    batches: grain.MapDataset, config: DataConfig, in_flight: InFlight | None = None
+) -> grain.IterDataset:
     """Reads ahead in threads, or in worker processes where the configuration asks for them."""
     cv2.setNumThreads(0)  # threads inside threads only wait for each other
     options = grain.ReadOptions(
@@ -277,13 +329,15 @@ def _reader(batches: grain.MapDataset, config: DataConfig) -> grain.IterDataset:
     ahead = max(1, config.prefetch // config.num_workers)
     return reader.mp_prefetch(
         grain.MultiprocessingOptions(num_workers=config.num_workers, per_worker_buffer_size=ahead),
-        worker_init_fn=functools.partial(_start_worker, os.getpid()),
+        worker_init_fn=functools.partial(_start_worker, os.getpid(), in_flight),
     )
 
 
-def _start_worker(parent: int, worker: int, count: int) -> None:
+def _start_worker(parent: int, in_flight: InFlight | None, worker: int, count: int) -> None:
     """Runs in each worker process: one thread in OpenCV, and no life after the process `parent`."""
     cv2.setNumThreads(0)
+    if in_flight is not None:
+        in_flight.enlist(worker, count)
 
     def follow() -> None:
         while os.getppid() == parent:

@@ -179,8 +179,16 @@ def _pixels_of(mask: np.ndarray, count: int, rng: np.random.Generator) -> np.nda
 
 def _strokes(mask: np.ndarray, presets: tuple[Walk, ...], rng: np.random.Generator) -> np.ndarray:
     walk = presets[int(rng.integers(len(presets)))]
-    canvas = np.zeros(mask.shape, np.uint8)
     starts = _pixels_of(mask, int(rng.integers(1, MAX_STROKES + 1)), rng)
+    return strokes_from(mask, starts, walk, rng)
+
+
+def strokes_from(
+    mask: np.ndarray, starts: np.ndarray, walk: Walk, rng: np.random.Generator
+) -> np.ndarray:
+    """The pixels, int32 [K, 2] as of `draw`, of a stroke from each of starts [n, 2] (column, row), as
+    far as they cover the mask."""
+    canvas = np.zeros(mask.shape, np.uint8)
     counts = rng.integers(*walk.vertices, len(starts)) + 1
     lines = _shake(_walk(starts, counts, walk, rng), counts, walk, rng)
     for line, count, brush in zip(lines, counts, rng.integers(*walk.brush, len(starts)).tolist()):

@@ -84,6 +84,19 @@ def points(
     return out
 
 
+def line(
+    image: np.ndarray, where: np.ndarray, *, positive: bool = True, closed: bool = False
+) -> np.ndarray:
+    """A copy with a line through (x, y) in [0, 1], float [K, 2], in the colours of `points`."""
+    out = image.copy()
+    height, width = image.shape[:2]
+    corners = np.round(where * [[width - 1, height - 1]]).astype(np.int32)[:, None]
+    thick = max(2, max(height, width) // 240)
+    for colour, more in ((WHITE, 2), (GREEN if positive else RED, 0)):
+        cv2.polylines(out, [corners], closed, colour, thick + more, cv2.LINE_AA)
+    return out
+
+
 def names(image: np.ndarray, masks: Sequence[np.ndarray], texts: Sequence[str]) -> np.ndarray:
     """A copy with each text at the innermost place of its mask; masks without pixels get none."""
     canvas = Image.fromarray(image)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -58,6 +59,34 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
     count, mean, share = reliability(confidence, correct).T
     filled = count > 0
     return float((count * np.abs(mean - share))[filled].sum() / count.sum())
+
+
+def halves(results: Sequence[Mapping]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(logits float [n, C], labels int [n]) of the segments of even and of odd samples: the former
+    to fit a temperature on, the latter to measure. Results are those of the panoptic task."""
+    parts = [
+        [segment for r in results if r["sample"] % 2 == odd for segment in r["segments"]]
+        for odd in (0, 1)
+    ]
+    return [
+        (
+            np.array([s["logits"] for s in part], float),
+            np.array([s["meant"] for s in part], np.int64),
+        )
+        for part in parts
+    ]
+
+
+def believed(
+    logits: np.ndarray, labels: np.ndarray, temperature: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """(confidence float [n], correct bool [n]) of segments whose class is the best but the last,
+    which is "no object"."""
+    if not len(labels):
+        return np.zeros(0), np.zeros(0, bool)
+    probability = probabilities(logits, temperature)
+    category = probability[:, :-1].argmax(1)
+    return probability[np.arange(len(category)), category], category == labels
 
 
 def risk_coverage(confidence: np.ndarray, correct: np.ndarray) -> np.ndarray:

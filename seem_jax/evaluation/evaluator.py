@@ -13,7 +13,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from seem_jax.evaluation import sheets
 from seem_jax.evaluation.results import Result, Store
 from seem_jax.evaluation.tasks.base import Context, Task
 from seem_jax.evaluation.tasks.clicks import KINDS, Interactive
-from seem_jax.evaluation.tasks.everything import Instances, Panoptic, Semantic
+from seem_jax.evaluation.tasks.everything import Panoptic, Semantic
+from seem_jax.evaluation.tasks.instances import Instances
 from seem_jax.evaluation.tasks.phrases import WAYS, Referring
 from seem_jax.evaluation.tasks.video import Video
 
@@ -39,27 +40,41 @@ def run(
 ) -> dict[str, float]:
     """The scores of the tasks of config.evaluation that have a data set, by name.
 
-    Writes WORKDIR/pictures/*.png and WORKDIR/samples/*.jsonl. Keys: panoptic/pq and its kin,
+    Writes WORKDIR/pictures/*.png, WORKDIR/samples/*.jsonl and WORKDIR/class_tables/*.npz. Keys: panoptic/pq and its kin,
     referring/{text,text+click,unseen}/ciou, miou, p@.., interactive/click/iou@k and noc@t, and those
     of the other tasks; percentages 0 to 100, NoC in clicks, NaN where nothing could be measured.
     max_images (0: all) overrides config.evaluation.max_images.
     """
-    return Evaluator(model, config).run(params, workdir=workdir, max_images=max_images)
+    tables = Path(workdir) / "class_tables"
+    return Evaluator(model, config, class_tables=tables).run(
+        params, workdir=workdir, max_images=max_images
+    )
 
 
 class Evaluator:
-    """The compiled programs of one model, so that evaluating again compiles nothing again."""
+    """The compiled programs of one model, so that evaluating again compiles nothing again.
 
-    def __init__(self, model, config: Config):
+    `alive` is called after every batch, for a watchdog. class_tables is a folder that keeps the
+    embeddings of class names for the next run.
+    """
+
+    def __init__(
+        self,
+        model,
+        config: Config,
+        alive: Callable[[], None] = lambda: None,
+        class_tables: Path | None = None,
+    ):
         self.config = config
+        self._alive = alive
         check(config)
-        self._model, self._tasks = model, None
+        self._model, self._tasks, self._class_tables = model, None, class_tables
 
     @property
     def tasks(self) -> list[Task]:
         """Opened at the first use: training need not have its validation data to begin."""
         if self._tasks is None:
-            self.context = Context(self._model, self.config)
+            self.context = Context(self._model, self.config, self._class_tables)
             self._tasks = list(_tasks(self.context))
         return self._tasks
 
@@ -86,7 +101,8 @@ class Evaluator:
 
     def _results(self, task: Task, params, weights: str, workdir: Path, limit: int) -> list[Result]:
         """The results of all samples; those of an interrupted run with the same header are kept."""
-        units = task.units(limit)
+        count = task.count()
+        units = task.grouped(range(min(count, limit or count)))
         header = header_of(task, self.config, weights, limit)
         store = Store(workdir / "samples", _file_name(task), header)
         own = units[jax.process_index() :: jax.process_count()]
@@ -95,6 +111,7 @@ class Evaluator:
         for number, answers in enumerate(task.answers(params, open_units), 1):
             new = [a.result for a in answers if a.result["sample"] not in store.done]
             store.add(new)
+            self._alive()
             if jax.process_index() == 0 and time.perf_counter() - shown > PROGRESS_SECONDS:
                 shown = time.perf_counter()
                 print(f"  {task.name}: {number} of {len(open_units)} batches", flush=True)
@@ -106,7 +123,7 @@ class Evaluator:
         sheet = sheets.Sheet(task.columns)
         answers = {
             answer.result["sample"]: answer
-            for batch in task.answers(params, [sorted(chosen)] if chosen else [])
+            for batch in task.answers(params, task.grouped(sorted(chosen)))
             for answer in batch
         }
         for sample, rank in chosen.items():

@@ -6,11 +6,14 @@ import contextlib
 import copy
 import dataclasses
 import io
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -77,6 +80,38 @@ def average_precision(
             for k, category in enumerate(evaluation.params.catIds)
         },
     )
+
+
+def read_annotations(path: str | Path) -> dict[int, list[dict]]:
+    """image_id -> {category_id, iscrowd, area, rle} of each annotation of a COCO instance file, [] for
+    an image without any.
+
+    Raises ValueError naming the file, and the annotation, for anything else.
+    """
+    try:
+        table = json.loads(Path(path).read_text())
+        sizes = {image["id"]: (image["height"], image["width"]) for image in table["images"]}
+        rows = table["annotations"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no COCO instance file ({error!r}).") from error
+    out: dict[int, list[dict]] = {image: [] for image in sizes}
+    for row in rows:
+        try:
+            shape, size = row["segmentation"], sizes[row["image_id"]]
+            if isinstance(shape, list) or isinstance(shape["counts"], list):
+                shape = coco_mask.frPyObjects(shape, *size)
+            code = coco_mask.merge(shape) if isinstance(shape, list) else shape
+            counts = code["counts"]
+            kept = {
+                "category_id": row["category_id"],
+                "iscrowd": int(row.get("iscrowd", 0)),
+                "area": float(row["area"]),
+                "rle": counts if isinstance(counts, str) else counts.decode(),
+            }
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}, annotation {row.get('id')}: {error!r}.") from error
+        out[row["image_id"]].append(kept)
+    return out
 
 
 def _results(Data: type, known, detections: Sequence[Mapping]):

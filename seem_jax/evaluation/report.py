@@ -7,13 +7,13 @@ import html
 import json
 import math
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from seem_jax.config import Config, to_json
-from seem_jax.evaluation.calibration import reliability, risk_coverage
+from seem_jax.evaluation import calibration
+from seem_jax.evaluation.plots import Axes, Line, figure
 from seem_jax.evaluation.results import read
 
 HEADLINES = {  # score -> what it means; shown first
@@ -39,12 +39,13 @@ PICTURES = {
     "video": "Video, masks of the first frame given",
     "video_click": "Video, one click given",
 }
-WIDTH, HEIGHT, LEFT, BOTTOM = 420, 190, 46, 22  # pixels of a curve and of its margins
+Tasks = dict[str, tuple[dict, list[dict]]]  # name -> (header, results)
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#222;max-width:1120px;margin:2em auto;padding:0 1em}
 h1{margin-bottom:0} h2{margin-top:2em;border-bottom:1px solid #ddd} img{max-width:100%}
 table{border-collapse:collapse} td,th{padding:2px 14px 2px 0;text-align:left}
-td.n{text-align:right;font-variant-numeric:tabular-nums} .cards{display:flex;flex-wrap:wrap;gap:12px}
+td.n,th.n{text-align:right;font-variant-numeric:tabular-nums} .wide{overflow-x:auto;margin:1em 0}
+td{vertical-align:top} .cards{display:flex;flex-wrap:wrap;gap:12px}
 .card{border:1px solid #ddd;border-radius:6px;padding:8px 14px;min-width:150px}
 .card b{display:block;font-size:26px} .curves{display:flex;flex-wrap:wrap;gap:14px}
 pre{background:#f6f6f6;padding:1em;overflow:auto;font-size:12px} figure{margin:0}
@@ -80,7 +81,7 @@ def write(workdir: str | Path, config: Config, numbers: dict[str, float]) -> Pat
         *_sheets(workdir / "pictures"),
         _score_curves(tasks),
         _curves(history),
-        _table(numbers),
+        _tables(numbers),
         _protocols([header for header, _ in tasks.values()]),
         f"<h2>Configuration</h2><details><summary>all fields</summary>"
         f"<pre>{html.escape(to_json(config))}</pre></details>",
@@ -136,33 +137,52 @@ def _protocols(headers: list[dict]) -> str:
     return f"<h2>Protocols</h2><table>{''.join(rows)}</table>" if rows else ""
 
 
-def _score_curves(tasks: dict[str, tuple[dict, list[dict]]]) -> str:
+def _score_curves(tasks: Tasks) -> str:
     """IoU against clicks, and share right against confidence and against coverage."""
-    drawn = []
+    clicks = []
     for task, (_, results) in tasks.items():
         curves = [curve for result in results for curve in result.get("curves", [])]
         if curves:
-            mean = np.nanmean(np.array(curves, np.float64), axis=0)
-            points = list(enumerate((100 * mean).tolist(), 1))
-            drawn.append(_figure(points, f"{task}: mean IoU against clicks"))
+            values = np.array(curves, np.float64)
+            known = values[~np.isnan(values).all(1)]  # an object without pixels has no IoU
+            mean = 100 * np.nanmean(known, axis=0) if len(known) else []
+            clicks.append(Line(list(enumerate(mean, 1)), task.removeprefix("interactive/")))
+    drawn = [figure(clicks, "mean IoU against clicks, by first prompt", Axes(y=(0, 100)))]
+    for task, (_, results) in tasks.items():
         segments = [segment for result in results for segment in result.get("segments", [])]
         if segments:
-            confidence = np.array([segment["confidence"] for segment in segments])
-            correct = np.array([s["category"] == s["meant"] for s in segments], bool)
-            table = reliability(confidence, correct)
-            filled = table[table[:, 0] > 0, 1:]
-            drawn.append(_figure((100 * filled).tolist(), f"{task}: % right against confidence"))
-            risk = risk_coverage(confidence, correct)
-            drawn.append(_figure((100 * risk).tolist(), f"{task}: % wrong against coverage"))
-    drawn = [figure for figure in drawn if figure]
+            drawn += _belief(task, results, segments)
+    drawn = [chart for chart in drawn if chart]
     return f'<h2>Curves</h2><div class="curves">{"".join(drawn)}</div>' if drawn else ""
 
 
-def _figure(points: Sequence[tuple[float, float]], caption: str) -> str:
-    points = [point for point in points if all(map(math.isfinite, point))]
-    if len(points) < 2:
-        return ""
-    return f"<figure>{svg_curve(points)}<figcaption>{html.escape(caption)}</figcaption></figure>"
+def _belief(task: str, results: list[dict], segments: list[dict]) -> list[str]:
+    """Reliability and risk of the scores of segments; before and after a temperature if there is one."""
+    confidence = np.array([segment["confidence"] for segment in segments])
+    correct = np.array([s["category"] == s["meant"] for s in segments], bool)
+    believed = {"": (confidence, correct)}
+    which = f"all {len(segments)} segments"
+    if "logits" in segments[0]:
+        fitting, testing = calibration.halves(results)
+        temperature = calibration.fit_temperature(*fitting)
+        if math.isfinite(temperature) and len(testing[1]):
+            believed = {
+                "as trained": calibration.believed(*testing, 1.0),
+                f"temperature {temperature:.2f}": calibration.believed(*testing, temperature),
+            }
+            which = f"{len(testing[1])} segments of the half not fitted on"
+    reliability, risk = [], []
+    for name, pair in believed.items():
+        table = calibration.reliability(*pair)
+        reliability.append(Line((100 * table[table[:, 0] > 0, 1:]).tolist(), name))
+        risk.append(Line((100 * calibration.risk_coverage(*pair)).tolist(), name))
+    whole = (0.0, 100.0)
+    return [
+        figure(
+            reliability, f"{task}: % right against % confidence, {which}", Axes(whole, whole, True)
+        ),
+        figure(risk, f"{task}: % wrong against % kept, surest first, {which}", Axes(x=whole)),
+    ]
 
 
 def _replace(path: Path, text: str) -> None:
@@ -208,12 +228,26 @@ def _sheets(folder: Path) -> list[str]:
     return out
 
 
-def _table(numbers: dict[str, float]) -> str:
-    rows = [
-        f'<tr><td>{html.escape(key)}</td><td class="n">{_number(value)}</td></tr>'
-        for key, value in sorted(numbers.items())
-    ]
-    return f"<h2>All scores</h2><table>{''.join(rows)}</table>"
+def _tables(numbers: dict[str, float]) -> str:
+    """The scores: tasks with the same scores in one table, a row each; classes folded away."""
+    rows: dict[str, dict[str, float]] = {}
+    for key, value in numbers.items():
+        task, _, score = key.rpartition("/")
+        rows.setdefault(task, {})[score] = value
+    tables: dict[tuple[str, ...], list[str]] = {}
+    for task, scores in rows.items():
+        cells = "".join(f'<td class="n">{_number(value)}</td>' for value in scores.values())
+        line = f"<tr><td>{html.escape(task)}</td>{cells}</tr>"
+        per_class = "class" if "/class/" in f"/{task}/" else ""
+        tables.setdefault((per_class, *scores), []).append(line)
+    out = ["<h2>All scores</h2>"]
+    for (per_class, *names), lines in sorted(tables.items(), key=lambda item: item[0][0]):
+        head = "".join(f'<th class="n">{html.escape(name)}</th>' for name in names)
+        table = f'<div class="wide"><table><tr><th></th>{head}</tr>{"".join(lines)}</table></div>'
+        if per_class:
+            table = f"<details><summary>{len(lines)} rows of classes</summary>{table}</details>"
+        out.append(table)
+    return "".join(out)
 
 
 def _curves(history: list[dict]) -> str:
@@ -229,31 +263,6 @@ def _curves(history: list[dict]) -> str:
             for entry in history
             if isinstance(entry.get(name), (int, float)) and math.isfinite(entry[name])
         ]
-        drawn.append(_figure(points, name))
-    drawn = [figure for figure in drawn if figure]
+        drawn.append(figure([Line(points)], name))
+    drawn = [chart for chart in drawn if chart]
     return f'<h2>Training</h2><div class="curves">{"".join(drawn)}</div>' if drawn else ""
-
-
-def svg_curve(points: Sequence[tuple[float, float]]) -> str:
-    """An SVG line through (step, value), two or more, with the ends of both axes written on."""
-    steps, values = zip(*points, strict=True)
-    low, high = min(values), max(values)
-    span, run = high - low or 1.0, steps[-1] - steps[0] or 1
-    width, height = WIDTH - LEFT - 8, HEIGHT - BOTTOM - 8
-
-    def place(step: float, value: float) -> str:
-        x = LEFT + (step - steps[0]) / run * width
-        y = 8 + (high - value) / span * height
-        return f"{x:.1f},{y:.1f}"
-
-    floor = 8 + height
-    line = " ".join(place(*point) for point in points)
-    return (
-        f'<svg width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}">'
-        f'<path d="M{LEFT} 8V{floor}H{LEFT + width}" fill="none" stroke="#bbb"/>'
-        f'<polyline points="{line}" fill="none" stroke="#1668b8" stroke-width="1.5"/>'
-        f'<text x="{LEFT - 4}" y="16" text-anchor="end">{high:.3g}</text>'
-        f'<text x="{LEFT - 4}" y="{floor}" text-anchor="end">{low:.3g}</text>'
-        f'<text x="{LEFT}" y="{HEIGHT - 6}">{steps[0]:g}</text>'
-        f'<text x="{LEFT + width}" y="{HEIGHT - 6}" text-anchor="end">{steps[-1]:g}</text></svg>'
-    )

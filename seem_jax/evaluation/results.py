@@ -15,8 +15,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
+from seem_jax import processes
+
+MEET_SECONDS = 7200.0  # hosts finish their shares of a task at different times
 Result = dict[str, Any]  # of one sample; "sample" is its number in the split
 
 
@@ -30,11 +32,11 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         parts = sorted(folder.glob(f"{task}.part*.jsonl"))
         self.done = {r["sample"]: r for path in parts for r in _same_run(path, header)}
-        _meet(f"{task}: parts read")  # before any of them is replaced
+        processes.meet(f"{task}: parts read", MEET_SECONDS)  # before any of them is replaced
         if jax.process_index() == 0:
             for path in parts:
                 path.unlink(missing_ok=True)
-        _meet(f"{task}: parts removed")
+        processes.meet(f"{task}: parts removed", MEET_SECONDS)
         self.own: list[Result] = []
         self._file = self.part.open("w")
         self._write([header])
@@ -106,22 +108,7 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _meet(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
-
-
 def _gather(results: list[Result]) -> list[Result]:
     """The results of all hosts, each as JSON gives it back, so that one host reads what many do."""
-    text = json.dumps(_plain(results)).encode()
-    if jax.process_count() == 1:
-        return json.loads(text)
-    sizes = multihost_utils.process_allgather(np.array([len(text)], np.int32)).reshape(-1)
-    padded = np.zeros(int(sizes.max()), np.uint8)
-    padded[: len(text)] = np.frombuffer(text, np.uint8)
-    rows = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
-    return [
-        result
-        for row, size in zip(rows, sizes, strict=True)
-        for result in json.loads(row[:size].tobytes())
-    ]
+    texts = processes.gather("results", json.dumps(_plain(results)), MEET_SECONDS)
+    return [result for text in texts for result in json.loads(text)]

@@ -29,9 +29,9 @@ CELL = np.arange(-1, 2, dtype=np.int32)
 class Rows:
     """What the sessions are about; one image and up to P of its objects each."""
 
-    model_map: jax.Array  # int32 [B, h, w], the segment of each pixel at model size
-    original_map: jax.Array  # int32 [B, H, W] at original size; negative where nothing counts
-    wanted: jax.Array  # int32 [B, P], segments to find, 0 for none
+    objects: jax.Array  # bool [B, P, h, w], the objects at model size; none where nothing is wanted
+    truth: jax.Array  # int8 [B, P, H, W] at original size: 1 object, 0 not, -1 where nothing counts
+    wanted: jax.Array  # bool [B, P], whether there is an object
     visible: jax.Array  # int32 [B, 2], (height, width) of the image at model size
     original: jax.Array  # int32 [B, 2], (height, width) as stored
     plan: postprocess.ResizePlan
@@ -70,30 +70,29 @@ class SeemUser:
     """The official user (seem_model_v1.py, evaluate_interactive): clicks at model size.
 
     boxes: objects are shown as their filled boxes, which then also stand for them in the later
-    clicks, as officially; the IoU keeps the true mask.
+    clicks, as officially; the IoU keeps the true mask. only_first: just the first click sees the box.
     """
 
     boxes: bool = False
+    only_first: bool = False
     threshold: float = 0.0
 
-    def truth(self, rows: Rows):
-        exists = rows.wanted > 0
-        truth = (rows.model_map[:, None] == rows.wanted[..., None, None]) & exists[..., None, None]
-        return filled_boxes(truth) if self.boxes else truth
-
     def first(self, rows: Rows):
-        truth = self.truth(rows)
         if rows.strokes is None:
-            return interaction.first_clicks(truth)
+            return interaction.first_clicks(
+                filled_boxes(rows.objects) if self.boxes else rows.objects
+            )
         batch, num = rows.wanted.shape
         nothing = jnp.zeros((batch, num, POINTS), bool)
-        marks = interaction.prompted_mask(rows.strokes, num, *truth.shape[-2:])
+        marks = interaction.prompted_mask(rows.strokes, num, *rows.objects.shape[-2:])
         points = jnp.zeros((batch, num, POINTS, 2), jnp.float32)
         return points, jnp.ones((batch, num), bool), nothing, marks
 
     def next(self, rows: Rows, logits, mask, marks):
         del mask
-        return interaction.next_clicks(logits, self.truth(rows), marks)
+        boxes = self.boxes and not self.only_first
+        truth = filled_boxes(rows.objects) if boxes else rows.objects
+        return interaction.next_clicks(logits, truth, marks)
 
     def satisfied(self, iou, exists):
         return ((iou > GOOD_ENOUGH) | ~exists).all(-1)
@@ -106,12 +105,12 @@ class RitmUser:
     threshold: float = float(np.log(ritm.THRESHOLD / (1 - ritm.THRESHOLD)))
 
     def first(self, rows: Rows):
-        nothing = jnp.zeros((*rows.wanted.shape, *rows.original_map.shape[1:]), bool)
+        nothing = jnp.zeros(rows.truth.shape, bool)
         return self.next(rows, None, nothing, nothing)
 
     def next(self, rows: Rows, logits, mask, marks):
         del logits
-        row, column, positive = ritm.next_click(mask, counted_truth(rows), marks)  # [B, P]
+        row, column, positive = ritm.next_click(mask, rows.truth, marks)  # [B, P]
         place = jax.lax.broadcasted_iota(jnp.int32, mask.shape, mask.ndim - 2)
         across = jax.lax.broadcasted_iota(jnp.int32, mask.shape, mask.ndim - 1)
         here = (place == row[..., None, None]) & (across == column[..., None, None])
@@ -121,20 +120,13 @@ class RitmUser:
         square = jnp.stack(jnp.meshgrid(CELL, CELL, indexing="ij"), -1).reshape(POINTS, 2)
         pixel = pixel[:, :, None] + square[None, None]  # [B, P, 9, 2]
         limit = rows.visible[:, None, None]
-        valid = ((pixel >= 0) & (pixel < limit)).all(-1) & (rows.wanted > 0)[..., None]
+        valid = ((pixel >= 0) & (pixel < limit)).all(-1) & rows.wanted[..., None]
         pixel = jnp.clip(pixel, 0, limit - 1)
-        size = jnp.array(rows.model_map.shape[1:], jnp.float32)[None, None, None]
+        size = jnp.array(rows.objects.shape[2:], jnp.float32)[None, None, None]
         return (pixel.astype(jnp.float32) / size)[..., ::-1], positive, valid, marks | here
 
     def satisfied(self, iou, exists):
         return ((iou >= ritm.TARGET_IOU) | ~exists).all(-1)
-
-
-def counted_truth(rows: Rows):
-    """int8 [B, P, H, W]: 1 the object, 0 not, -1 where nothing counts."""
-    maps, wanted = rows.original_map[:, None], rows.wanted[..., None, None]
-    found = jnp.where((maps == wanted) & (wanted > 0), np.int8(1), np.int8(0))
-    return jnp.where(maps < 0, np.int8(ritm.IGNORE), found)
 
 
 def advance(
@@ -145,8 +137,6 @@ def advance(
     state = _where(fresh, begin(rows, features, user, max_clicks), state)
     variables = {"params": params}
     num = rows.wanted.shape[1]
-    exists = rows.wanted > 0
-    truth = counted_truth(rows)
 
     def answer(state: State) -> State:
         going = ~state.ended
@@ -158,9 +148,9 @@ def advance(
         logits = mask_logits(memory.mask_embedding, state.features)  # [B, P, h, w]
         full = postprocess.resize(logits, rows.plan)
         mask = (full > user.threshold) & rows.plan.inside[:, None]
-        iou = ritm.iou(mask, truth)  # an empty union gives NaN, officially
+        iou = ritm.iou(mask, rows.truth)  # an empty union gives NaN, officially
         rounds = state.rounds + 1
-        ended = user.satisfied(iou, exists) | (rounds >= max_clicks)
+        ended = user.satisfied(iou, rows.wanted) | (rounds >= max_clicks)
         points, positive, valid, marks = user.next(rows, logits, mask, state.marks)
         valid = valid & ~ended[:, None, None]
         click = interaction.as_prompts(points, positive, valid)
@@ -193,7 +183,7 @@ def begin(rows: Rows, features: Features, user: User, max_clicks: int) -> State:
     points, positive, valid, marks = user.first(rows)
     click = interaction.as_prompts(points, positive, valid)
     first = click if rows.strokes is None else rows.strokes
-    blank = jnp.zeros((batch, num, *rows.original_map.shape[1:]), bool)
+    blank = jnp.zeros(rows.truth.shape, bool)
     return State(
         features=features,
         prompts=interaction.reserve(first, max_clicks - 1, num),
@@ -206,7 +196,7 @@ def begin(rows: Rows, features: Features, user: User, max_clicks: int) -> State:
         first=blank,
         last=blank,
         rounds=jnp.zeros(batch, jnp.int32),
-        ended=~(rows.wanted > 0).any(-1),
+        ended=~rows.wanted.any(-1),
     )
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from seem_jax.data import transforms
 from seem_jax.data.schema import Record
 from seem_jax.evaluation.panoptic import TruthSegment
 from seem_jax.image import decode_index_png
@@ -49,16 +48,3 @@ def object_mask(record: Record, index: int) -> np.ndarray:
     """bool [height, width] of a referred object."""
     size = [record.height, record.width]
     return coco_mask.decode({"size": size, "counts": record.object_rle[index]}).astype(bool)
-
-
-def at_model_size(labels: np.ndarray, side: int) -> np.ndarray:
-    """Labels or a mask [height, width] as they lie in the model's square, nearest pixel."""
-    return transforms.place_map(labels, transforms.fitted(labels.shape, side))
-
-
-def padded(maps: list[np.ndarray], batch: int, height: int, width: int) -> np.ndarray:
-    """[batch, height, width]: maps of different sizes at the top left, zeros elsewhere."""
-    out = np.zeros((batch, height, width), maps[0].dtype)
-    for b, array in enumerate(maps):
-        out[b, : array.shape[0], : array.shape[1]] = array
-    return out

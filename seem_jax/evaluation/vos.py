@@ -95,21 +95,49 @@ def semi_supervised(truth: np.ndarray, predicted: np.ndarray, name: str = "seque
     Raises ValueError, naming the sequence, for unequal sizes and for an object that is not there.
     """
     _same_size(truth, predicted, name)
-    truth = np.where(truth == VOID, 0, truth)
-    num_objects = int(truth[0].max(initial=0)) if len(truth) else 0
-    truth, predicted = truth[1:-1], predicted[1:-1]
-    highest = int(predicted.max(initial=0))
-    if highest > num_objects:
-        raise ValueError(
-            f"{name}: object {highest} is predicted, but its first frame has {num_objects}."
-        )
-    objects = range(1, num_objects + 1)
-    pairs = [[(t == i, p == i) for t, p in zip(truth, predicted, strict=True)] for i in objects]
-    shape = (num_objects, len(truth))
-    return Tracks(
-        region=np.array([[region(*pair) for pair in row] for row in pairs]).reshape(shape),
-        boundary=np.array([[boundary(*pair) for pair in row] for row in pairs]).reshape(shape),
-    )
+    scores = FrameScores(name)
+    for pair in zip(truth, predicted, strict=True):
+        scores.add(*pair)
+    return scores.tracks()
+
+
+class FrameScores:
+    """`semi_supervised` of frames that come one by one; keeps the scores and no frame but the last."""
+
+    def __init__(self, name: str = "sequence"):
+        self.name, self.num_objects = name, -1  # until the first frame
+        self._rows: list[np.ndarray] = []  # [2, objects] of each frame evaluated
+        self._waiting: tuple[np.ndarray, np.ndarray] | None = None  # counts once another follows
+
+    def add(self, truth: np.ndarray, predicted: np.ndarray) -> None:
+        """The next frame: label maps [H, W]. The first one only tells how many objects there are."""
+        _same_size(truth, predicted, self.name)
+        truth = np.where(truth == VOID, 0, truth)
+        if self.num_objects < 0:
+            self.num_objects = int(truth.max(initial=0))
+            return
+        self._count()
+        self._waiting = truth, predicted
+
+    def _count(self) -> None:
+        if self._waiting is None:
+            return
+        truth, predicted = self._waiting
+        highest = int(predicted.max(initial=0))
+        if highest > self.num_objects:
+            raise ValueError(
+                f"{self.name}: object {highest} is predicted, but its first frame has "
+                f"{self.num_objects}."
+            )
+        pairs = [(truth == i, predicted == i) for i in range(1, self.num_objects + 1)]
+        both = [[region(*pair) for pair in pairs], [boundary(*pair) for pair in pairs]]
+        self._rows.append(np.array(both).reshape(2, self.num_objects))
+
+    def tracks(self) -> Tracks:
+        """The scores of the frames between the first and the last."""
+        shape = (len(self._rows), 2, max(self.num_objects, 0))
+        scores = np.array(self._rows).reshape(shape)
+        return Tracks(region=scores[:, 0].T, boundary=scores[:, 1].T)
 
 
 def unsupervised(truth: np.ndarray, predicted: np.ndarray, name: str = "sequence") -> Tracks:

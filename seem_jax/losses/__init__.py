@@ -19,7 +19,7 @@ from seem_jax.config import LossConfig
 from seem_jax.kernels.mask_planes import dense as dense_masks
 from seem_jax.kernels.mask_planes import sample_masks
 from seem_jax.kernels.point_sample import sample
-from seem_jax.losses import masks, matcher, object, regions, text, visual
+from seem_jax.losses import masks, matcher, object, text, visual
 from seem_jax.types import Array, Batch, Features, MaskRefs, Outputs, VisualTokens
 
 
@@ -46,7 +46,7 @@ class PointDraws:
 class Terms:
     """The unweighted losses of each layer, and the choices behind them."""
 
-    values: dict[str, Array]  # "object/class" and so on -> float32 [L]; "region/*" -> [2 maps]
+    values: dict[str, Array]  # "object/class" and so on -> float32 [L]
     matched: dict[str, Array]  # "object", "text", "visual" -> int32 [L, B, targets], slot or -1
     points: dict[str, Array]  # float32 [L, B, targets, K, 2], where the mask losses were read
 
@@ -132,35 +132,7 @@ def terms(
             getattr(draws, f"rest_{name}"),
         )
         values |= {f"{name}/{kind}": value for kind, value in mask_losses.items()}
-    values |= region_terms(features, batch, table, phrase_embedding, logit_scale, config)
     return Terms(values=values, matched=matched, points=points)
-
-
-def region_terms(
-    features: Features,
-    batch: Batch,
-    table: Array,
-    phrase_embedding: Array,
-    logit_scale: Array,
-    config: LossConfig,
-) -> dict[str, Array]:
-    """The auxiliary terms that have a weight, unweighted, [2 maps]; they need the encoders only.
-
-    They read the two finer levels, which slots look at. On the coarsest, small segments have no
-    pixel. Mask features must tell apart segments of the same class, so they are left alone.
-    """
-    maps = features.levels[1:]
-    segments, values = (batch.planes, batch.objects), {}
-    if config.region_class > 0:
-        values["region/class"] = jnp.stack(
-            [regions.class_loss(x, *segments, table, logit_scale) for x in maps]
-        )
-    if config.region_phrase > 0:
-        named = (batch.phrases, phrase_embedding, logit_scale)
-        values["region/phrase"] = jnp.stack(
-            [regions.phrase_loss(x, *segments, *named) for x in maps]
-        )
-    return values
 
 
 def weighted(values: dict[str, Array], config: LossConfig) -> Array:

@@ -1,20 +1,89 @@
-"""Auxiliary losses: the mean features of each true segment say its class and its phrases.
+"""Auxiliary losses: the mean features of each true segment answer for it, as a slot would.
 
 Not in the official recipe, which starts from trained encoders. From scratch, on small data, the
 decoder's slots hear of shapes and colours too late: what they read of a segment by masked attention
-is such a mean, so it is taught directly. No pixel has to know the whole shape for it.
+is such a mean. So it is taken for a slot, and the decoder's own heads must make of it the segment's
+mask, its class and its phrases. No pixel has to know the whole shape for it; but pixels of twins
+must differ, or else a slot, or a click, could not cut out one of them.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seem_jax.config import REGION_TERMS, LossConfig
 from seem_jax.kernels.mask_planes import dense
+from seem_jax.losses import masks
 from seem_jax.losses.object import class_logits
 from seem_jax.losses.text import MAX_SCALE, normalise
-from seem_jax.types import Array, MaskRefs, Objects, Phrases
+from seem_jax.types import Array, Batch, Features, MaskRefs, Objects, Phrases, VisualTokens
+
+Heads = Callable[[Array], tuple[Array, Array]]  # slots [B, N, D] -> mask and class embeddings
+
+
+def region_terms(
+    heads: Heads,
+    features: Features,
+    drawn: VisualTokens,
+    batch: Batch,
+    table: Array,
+    phrase_embedding: Array,
+    logit_scale: Array,
+    config: LossConfig,
+    key: Array,
+) -> dict[str, Array]:
+    """The unweighted terms "region/class", "phrase", "bce" and "dice", each float32 [2 maps].
+
+    The means are taken of the two finer levels, which slots look at; on the coarsest, small segments
+    have no pixel. Masks are also asked of the mean token of each drawn prompt, in equal parts. Empty
+    when all weights in `config` are 0; table and phrase_embedding as in `losses.total_loss`.
+    """
+    if not any(getattr(config, f"region_{name}") > 0 for name in REGION_TERMS):
+        return {}
+    objects, values = batch.objects, []
+    refs = jax.tree.map(lambda *x: jnp.concatenate(x, 1), objects.masks, batch.prompt_masks)
+    for number in range(1, len(features.levels)):
+        level = features.levels[number]
+        mean, seen = region_means(level, batch.planes, objects.masks)
+        token, has_points = token_means(drawn, drawn.levels[number])
+        mask_embedding, said = heads(jnp.concatenate([mean, token], axis=1))
+        bce, dice, _ = masks.matched_losses(
+            jax.random.fold_in(key, number),
+            mask_embedding,
+            features.mask,
+            batch.planes,
+            refs,
+            config,
+        )
+        count = seen.shape[1]
+        said, size = said[:, :count], level.shape[1:3]
+        named = (objects, batch.phrases, phrase_embedding, logit_scale)
+        counted = (seen, has_points & batch.prompt_masks.valid)
+        values.append(
+            {
+                "region/class": class_loss(said, seen, objects, table, logit_scale),
+                "region/phrase": phrase_loss(said, seen, batch.planes, size, *named),
+                "region/bce": _halves(bce, *counted),
+                "region/dice": _halves(dice, *counted),
+            }
+        )
+    return jax.tree.map(lambda *maps: jnp.stack(maps), *values)
+
+
+def token_means(drawn: VisualTokens, tokens: Array) -> tuple[Array, Array]:
+    """(float32 [B, P, D] mean of tokens [B, K, D] over each prompt's points, bool [B, P] any point).
+
+    Meant for the first drawings of training, which all say "this object".
+    """
+    numbers = jnp.arange(drawn.prompt_valid.shape[1], dtype=jnp.int32)
+    member = (drawn.prompt[:, None] == numbers[None, :, None]) & drawn.valid[:, None]
+    member = member.astype(jnp.float32)
+    total = jnp.einsum("bpk,bkd->bpd", member, tokens.astype(jnp.float32))
+    return total / jnp.maximum(member.sum(-1, keepdims=True), 1.0), drawn.prompt_valid
 
 
 def region_means(features: Array, planes: Array, refs: MaskRefs) -> tuple[Array, Array]:
@@ -26,23 +95,24 @@ def region_means(features: Array, planes: Array, refs: MaskRefs) -> tuple[Array,
 
 
 def class_loss(
-    features: Array, planes: Array, objects: Objects, table: Array, logit_scale: Array
+    said: Array, seen: Array, objects: Objects, table: Array, logit_scale: Array
 ) -> Array:
-    """Scalar cross-entropy of the segments' means against the class table [C, V], mean over segments.
+    """Scalar cross-entropy of class embeddings [B, M, V] against the class table [C, V].
 
-    features are [B, h, w, V]; the last row of the table, "no object", takes no part.
+    Mean over the segments that are seen, bool [B, M]; the last row of the table, "no object", takes no
+    part.
     """
-    _check_width(features, table)
-    mean, seen = region_means(features, planes, objects.masks)
-    named = jax.nn.log_softmax(class_logits(mean, table[:-1], logit_scale), axis=-1)
+    named = jax.nn.log_softmax(class_logits(said, table[:-1], logit_scale), axis=-1)
     label = jnp.where(seen, objects.label, 0)
     loss = -jnp.take_along_axis(named, label[..., None], axis=-1)[..., 0]
     return _mean(loss, seen)
 
 
 def phrase_loss(
-    features: Array,
+    said: Array,
+    seen: Array,
     planes: Array,
+    size: tuple[int, int],
     objects: Objects,
     phrases: Phrases,
     embedding: Array,
@@ -50,19 +120,18 @@ def phrase_loss(
 ) -> Array:
     """Scalar cross-entropy of each phrase over the segments of its image, mean over phrases.
 
-    features are [B, h, w, V], embedding [B, G, V]. A phrase names, in equal parts, the segments of
-    which its mask covers more than half; one that names none does not count.
+    said is [B, M, V], seen bool [B, M], embedding [B, G, V]; masks are compared at `size`. A phrase
+    names, in equal parts, the segments of which its mask covers more than half; one that names none
+    does not count.
     """
-    _check_width(features, embedding)
-    mean, seen = region_means(features, planes, objects.masks)  # [B, M, V]
     scale = jnp.minimum(jnp.exp(logit_scale), MAX_SCALE)
-    logits = scale * jnp.einsum("bgv,bmv->bgm", normalise(embedding), normalise(mean))
+    logits = scale * jnp.einsum("bgv,bmv->bgm", normalise(embedding), normalise(said))
     named = jax.nn.log_softmax(jnp.where(seen[:, None], logits, -1e9), axis=-1)
-    size = features.shape[1:3]
     segment = masks_at_centres(planes, objects.masks, *size).astype(jnp.float32)
     phrase = masks_at_centres(planes, phrases.masks, *size).astype(jnp.float32)
     shared = jnp.einsum("bmhw,bghw->bgm", segment, phrase)
-    wanted = (shared > 0.5 * segment.sum((2, 3))[:, None]).astype(jnp.float32)
+    wanted = (shared > 0.5 * segment.sum((2, 3))[:, None]) & seen[:, None]
+    wanted = wanted.astype(jnp.float32)
     number = wanted.sum(-1)
     loss = -(wanted * named).sum(-1) / jnp.maximum(number, 1.0)  # [B, G]
     return _mean(loss, (number > 0) & phrases.masks.valid)
@@ -79,15 +148,12 @@ def _centres(coarse: int, fine: int) -> np.ndarray:
     return ((np.arange(coarse) + 0.5) * fine / coarse).astype(np.int64)
 
 
+def _halves(loss: Array, *counted: Array) -> Array:
+    """The mean of the means of the parts of loss [B, M + P], counted bool [B, M] and [B, P]."""
+    parts = jnp.split(loss, [counted[0].shape[1]], axis=1)
+    return sum(_mean(part, which) for part, which in zip(parts, counted, strict=True)) / 2
+
+
 def _mean(loss: Array, counted: Array) -> Array:
     counted = counted.astype(jnp.float32)
     return (loss * counted).sum() / jnp.maximum(counted.sum(), 1.0)
-
-
-def _check_width(features: Array, names: Array) -> None:
-    if features.shape[-1] != names.shape[-1]:
-        raise ValueError(
-            f"features of width {features.shape[-1]} cannot be compared with names of width "
-            f"{names.shape[-1]}: make them equal, or set config.loss.region_class and "
-            f"region_phrase to 0."
-        )

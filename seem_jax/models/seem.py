@@ -119,6 +119,10 @@ class SEEM(nn.Module):
             memory_index=memory_index,
         )
 
+    def answer(self, slots):
+        """(mask embedding [B, N, D], class embedding [B, N, V]) of slots [B, N, D], by the heads."""
+        return self.decoder.predict(slots)
+
     def everything(self, images, token_ids, token_valid, prompts: VisualPrompts):
         """Touches every parameter once, on one image with one phrase and one prompt: for `init`."""
         features = self.encode_image(images)

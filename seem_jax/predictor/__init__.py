@@ -1,6 +1,7 @@
 """The predictor: images and prompts in, masks and names out."""
 
-from seem_jax.predictor.predictor import EncodedImage, Predictor
+from seem_jax.predictor.decoding import EncodedImage
+from seem_jax.predictor.predictor import Predictor
 from seem_jax.predictor.prompts import MaskMemory, Prompts
 from seem_jax.predictor.reference import Reference
 from seem_jax.predictor.results import PanopticPrediction, Prediction, SemanticPrediction

@@ -98,7 +98,7 @@ def boxes(value: Any, size: Size, name: str = "box") -> np.ndarray:
 def polygons(value: Any, size: Size, name: str = "polygon") -> list[np.ndarray]:
     """Each float64 [n, 2] with at least three different corners inside the image."""
     out = []
-    for corners in _several(value, name):
+    for corners in several(value, name):
         array = numbers(corners, name, f"{name} [n, 2] as (x, y) in pixels")
         if array.ndim != 2 or array.shape[1] != 2 or len(np.unique(array, axis=0)) < 3:
             raise ValueError(
@@ -133,7 +133,7 @@ def strokes(value: Any, size: Size, name: str = "scribble") -> list[np.ndarray]:
     if isinstance(value, np.ndarray) and value.dtype == bool:
         return [mask(value, size, name)]
     painted = lambda line: isinstance(line, np.ndarray) and line.dtype == bool  # noqa: E731
-    return [(mask if painted(line) else points)(line, size, name) for line in _several(value, name)]
+    return [(mask if painted(line) else points)(line, size, name) for line in several(value, name)]
 
 
 def text(value: Any, name: str = "text") -> tuple[str, ...]:
@@ -179,7 +179,7 @@ def share(value: Any, name: str = "threshold") -> float:
     return float(value)
 
 
-def _several(value: Any, name: str) -> Sequence[Any]:
+def several(value: Any, name: str) -> Sequence[Any]:
     """The parts of a list of [n, 2] arrays, or the one array itself."""
     if isinstance(value, np.ndarray) and value.dtype != object:
         parts = [value] if value.ndim < 3 else list(value)

@@ -7,7 +7,8 @@
     answer    features, one row per question -> masks     every request
 
 A row holds every kind of prompt, padded: so each mix of prompts is the same program, save that rows
-without a phrase (or without a reference) leave out what only a phrase (or a reference) needs.
+without a phrase (or without a reference) leave out what only a phrase (or a reference) needs, and
+that few points are padded less than many: a click costs less than a painted region.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from flax import struct
 from seem_jax.losses.text import phrase_logits
 from seem_jax.losses.visual import prompt_logits
 from seem_jax.models.decoder.rules import TABLES
-from seem_jax.models.language import class_names
 from seem_jax.models.seem import SEEM, mask_logits, text_tokens
 from seem_jax.types import Array, Features, Memory, VisualPrompts, VisualTokens
 
 MAX_POINTS = 512  # drawn on one image for one question (official: 512)
-MAX_REFERENCE_POINTS = 256  # of one reference
+POINTS = (64, MAX_POINTS)  # a question's points are padded to the smallest that holds them
+MAX_REFERENCE_POINTS = 512  # of one reference
 MAX_ANSWERS = 16  # different masks for one question
 SAME_MASK = 0.7  # IoU from which two slots say the same
 MASK_STRIDE = 4  # pixels of the model image to one of the mask logits
@@ -56,7 +57,7 @@ class ReferenceTokens:
 class Row:
     """One question about one image. Stacked to [n, ...] for `answer`."""
 
-    points: Array  # float32 [K, 2] in [0, 1)
+    points: Array  # float32 [K, 2] in [0, 1), K one of POINTS
     positive: Array  # bool [K]
     valid: Array  # bool [K]
     fitted: Array  # int32 [2], (height, width) of the image without padding, model pixels
@@ -79,11 +80,11 @@ class Answers:
 
 @struct.dataclass
 class ObjectAnswers:
-    """What the object queries of one image say, whatever the vocabulary."""
+    """What the object queries of n images say, whatever the vocabulary; of one, without n."""
 
-    logits: Array  # float32 [Q, h, w]
-    embedding: Array  # float32 [Q, D]
-    names: Array  # float32 [Q, V], in the text space
+    logits: Array  # float32 [n, Q, h, w]
+    embedding: Array  # float32 [n, Q, D]
+    names: Array  # float32 [n, Q, V], in the text space
 
 
 class Programs:
@@ -97,7 +98,6 @@ class Programs:
 
         self.encode = jax.jit(functools.partial(apply, "encode_image"))
         self.sentence = jax.jit(functools.partial(apply, "encode_text"))
-        self.embed_class = jax.jit(functools.partial(class_names.embed, model))
         self.objects = jax.jit(functools.partial(_objects, apply))
         self.read = jax.jit(functools.partial(_read, apply))
         has_memory = "memory" in TABLES[model.config.decoder.rules]
@@ -105,13 +105,13 @@ class Programs:
 
 
 def _objects(apply: Any, params, features: Features) -> ObjectAnswers:
-    """The object queries of one image, features [1, ...]."""
+    """The object queries of n images."""
     slots = apply("decode", params, features).object
     embedding = slots.mask_embedding[-1]
     return ObjectAnswers(
-        logits=mask_logits(embedding, features)[0],
-        embedding=embedding[0].astype(jnp.float32),
-        names=slots.class_embedding[-1][0].astype(jnp.float32),
+        logits=mask_logits(embedding, features),
+        embedding=embedding.astype(jnp.float32),
+        names=slots.class_embedding[-1].astype(jnp.float32),
     )
 
 

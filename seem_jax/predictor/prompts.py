@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -14,6 +14,7 @@ from seem_jax.data.transforms import Placement, place_map
 from seem_jax.predictor import checks
 from seem_jax.predictor.programs import MAX_POINTS
 from seem_jax.predictor.reference import Reference
+from seem_jax.predictor.thinning import fair_shares, thin
 
 STROKE_WIDTH = 3  # pixels of the model image; trained strokes are 2 to 10
 
@@ -65,6 +66,68 @@ class Prompts:
             )
 
 
+def prompts_of(asked: Any, name: str) -> Prompts:
+    """The prompts, or the dict of their fields, that a caller gave under this name."""
+    if isinstance(asked, Prompts):
+        return asked
+    if not isinstance(asked, Mapping):
+        raise ValueError(
+            f"{name} is or holds a {type(asked).__name__}; expected Prompts or a dict."
+        )
+    known = {field.name for field in dataclasses.fields(Prompts)}
+    unknown = sorted(map(str, set(asked) - known))
+    if unknown:
+        raise ValueError(f"{name} has {unknown}; expected some of {sorted(known)}.")
+    return Prompts(**asked)
+
+
+def joined(parts: Sequence[Prompts]) -> Prompts:
+    """One question out of several about the same object, of which one at most has a phrase, a
+    reference or a memory."""
+
+    def given(kind: str) -> list[Any]:
+        values = (getattr(part, kind) for part in parts)
+        return [value for value in values if value is not None]
+
+    def single(kind: str) -> Any:
+        values = given(kind)
+        if len(values) > 1:
+            raise ValueError(f"{kind} was given {len(values)} times for one object; expected once.")
+        return values[0] if values else None
+
+    points = [(np.atleast_2d(p.points), p.point_labels) for p in parts if p.points is not None]
+    lines = [(_lines(p.scribble), p.scribble_labels) for p in parts if p.scribble is not None]
+    boxes = [np.atleast_2d(box) for box in given("box")]
+    masks = [np.asarray(mask) > 0 for mask in given("mask")]
+    rings = [ring for polygon in given("polygon") for ring in checks.several(polygon, "polygon")]
+    return Prompts(
+        points=np.concatenate([where for where, _ in points]) if points else None,
+        point_labels=_labels(points),
+        box=np.concatenate(boxes) if boxes else None,
+        scribble=[line for group, _ in lines for line in group] or None,
+        scribble_labels=_labels(lines),
+        polygon=rings or None,
+        mask=np.logical_or.reduce(masks) if masks else None,
+        text=single("text"),
+        reference=single("reference"),
+        memory=single("memory"),
+    )
+
+
+def _lines(scribble: Any) -> list[Any]:
+    """The lines and painted regions of a scribble."""
+    painted = isinstance(scribble, np.ndarray) and scribble.dtype == bool
+    return [scribble] if painted else list(checks.several(scribble, "scribble"))
+
+
+def _labels(groups: list[tuple[Sequence[Any], Any]]) -> np.ndarray | None:
+    """The labels of all groups, 1 where a group has none; None without groups."""
+    labels = [
+        np.ones(len(group)) if given is None else np.atleast_1d(given) for group, given in groups
+    ]
+    return np.concatenate(labels) if labels else None
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Drawn:
     """The points of all that was drawn, of one static shape."""
@@ -108,24 +171,6 @@ def draw(prompts: Prompts, placement: Placement, region_points: int) -> Drawn:
     different = {(good, pixels.tobytes()): (pixels, good) for pixels, good in parts}
     ordered = [different[key] for key in sorted(different)]
     return _collect(ordered, placement.side, marked)
-
-
-def thin(rows: np.ndarray, most: int) -> np.ndarray:
-    """At most `most` of the rows, in order; which ones depends on their number alone."""
-    if len(rows) <= most:
-        return rows
-    # Not evenly spaced: a step equal to the width of a region would pick a single column.
-    return rows[np.sort(np.random.default_rng(0).choice(len(rows), most, replace=False))]
-
-
-def fair_shares(sizes: Sequence[int], budget: int) -> list[int]:
-    """How many of each size to keep, at most `budget` in all: small ones whole, the rest alike."""
-    out = [0] * len(sizes)
-    order = sorted(range(len(sizes)), key=lambda index: sizes[index])
-    for done, index in enumerate(order):
-        out[index] = min(sizes[index], budget // (len(sizes) - done))
-        budget -= out[index]
-    return out
 
 
 def _collect(parts: list[tuple[np.ndarray, bool]], side: int, marked: int) -> Drawn:

@@ -6,11 +6,13 @@ import dataclasses
 import json
 import os
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from seem_jax.predictor.programs import MAX_REFERENCE_POINTS, ReferenceTokens
+from seem_jax.predictor.thinning import thin
 
 FORMAT = 1
 MAX_BYTES = 64 * 2**20  # of the arrays in a file
@@ -25,6 +27,30 @@ class Reference:
     pooled: np.ndarray  # float32 [D]
     count: int  # positive points before thinning
     num_images: int
+
+    @classmethod
+    def joined(cls, parts: Sequence[Reference]) -> Reference:
+        """One object out of what several images show of it; the mean weighs positive points alike.
+
+        Of more than MAX_REFERENCE_POINTS points a fixed choice stays.
+        """
+        models = {part.model for part in parts}
+        if len(models) != 1:
+            raise ValueError(f"{len(models)} models made these references; expected one.")
+        if len(parts) == 1:
+            return parts[0]
+        count = sum(part.count for part in parts)
+        levels = [np.concatenate(rows) for rows in zip(*(part.levels for part in parts))]
+        kept = thin(np.arange(len(levels[0])), MAX_REFERENCE_POINTS)
+        # A part without positive points (count 0) has no mean; what stands there weighs nothing.
+        pooled = np.sum([part.pooled * part.count for part in parts], axis=0) / max(count, 1)
+        return cls(
+            model=models.pop(),
+            levels=tuple(level[kept] for level in levels),
+            pooled=pooled.astype(np.float32),
+            count=count,
+            num_images=sum(part.num_images for part in parts),
+        )
 
     def save(self, path: str | Path) -> None:
         """Writes one .npz file (arrays and JSON, no pickle); aside first, then renamed."""

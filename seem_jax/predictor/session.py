@@ -12,18 +12,19 @@ import functools
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from seem_jax.predictor import checks
-from seem_jax.predictor.prompts import MaskMemory, Prompts, draw
+from seem_jax.predictor.prompts import MaskMemory, Prompts, joined
 from seem_jax.predictor.reference import Reference
 from seem_jax.predictor.results import Prediction
 
 if TYPE_CHECKING:
-    from seem_jax.predictor.predictor import EncodedImage, Predictor
+    from seem_jax.predictor.decoding import EncodedImage
+    from seem_jax.predictor.predictor import Predictor
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -116,11 +117,16 @@ class Session:
         (prediction,) = self._answer([self], classes=classes, top_k=top_k, threshold=threshold)
         return prediction
 
-    def question(self) -> tuple[EncodedImage, Prompts]:
-        """The image, and all that stands as one question."""
+    def asked(self) -> Prompts:
+        """All that stands as one question, with the memory of the round before."""
         if not self._actions:
             raise ValueError("the session has no prompt: add a point, a text or another one first.")
-        return self._image(), dataclasses.replace(self._joined(), memory=self._memory())
+        asked = joined([action.prompts for action in self._actions.values()])
+        return dataclasses.replace(asked, memory=self._memory())
+
+    def question(self) -> tuple[EncodedImage, Prompts]:
+        """The image, and what is asked about it."""
+        return self._image(), self.asked()
 
     def remember(self, prediction: Prediction) -> None:
         """Keeps what a round answered, for the rounds with further prompts."""
@@ -129,43 +135,20 @@ class Session:
 
     def _add(self, prompts: Prompts) -> int:
         # Both raise where something is wrong, so that the fault is reported when it is made.
-        draw(prompts, self._placement, self.predictor.config.data.max_points)
-        self.predictor.check(prompts)
+        self.predictor.decoding.draw(prompts, self._placement)
+        self.predictor.decoding.check_usable(prompts)
         self._count += 1
         self._actions[self._count] = Action(self._count, prompts)
         return self._count
 
     def _add_single(self, prompts: Prompts, kind: str) -> int:
-        if self._given(kind):
+        if any(getattr(action.prompts, kind) is not None for action in self._actions.values()):
             raise ValueError(f"{kind}: the session has one already; undo it first.")
         return self._add(prompts)
-
-    def _given(self, kind: str) -> list[Any]:
-        values = (getattr(action.prompts, kind) for action in self._actions.values())
-        return [value for value in values if value is not None]
 
     def _memory(self) -> MaskMemory | None:
         now = frozenset(self._actions)
         return next((memory for then, memory in reversed(self._rounds) if then < now), None)
-
-    def _joined(self) -> Prompts:
-        def joined(kind: str) -> Any:
-            parts = self._given(kind)
-            return np.concatenate([np.atleast_1d(part) for part in parts]) if parts else None
-
-        boxes = [np.atleast_2d(box) for box in self._given("box")]
-        masks = [np.asarray(mask) > 0 for mask in self._given("mask")]
-        return Prompts(
-            points=joined("points"),
-            point_labels=joined("point_labels"),
-            box=np.concatenate(boxes) if boxes else None,
-            scribble=self._given("scribble") or None,
-            scribble_labels=joined("scribble_labels"),
-            polygon=self._given("polygon") or None,
-            mask=np.logical_or.reduce(masks) if masks else None,
-            text=next(iter(self._given("text")), None),
-            reference=next(iter(self._given("reference")), None),
-        )
 
 
 def answer_sessions(
@@ -240,9 +223,14 @@ class SessionPool:
                         f"{self.time_to_live:g} s); open a new one."
                     )
                 self._sessions[session] = (self._sessions[session][0], self.clock())
-            predictions = answer_sessions(self.predictor, sessions, **options)
-            self._shrink()
-            return predictions
+            for session in sessions:
+                session.asked()  # one without a prompt is told before anything happens
+            answers: dict[Session, Prediction] = {}
+            for group in self._groups(sessions):
+                predictions = answer_sessions(self.predictor, group, **options)
+                answers |= zip(group, predictions, strict=True)
+                self._shrink()
+            return [answers[session] for session in sessions]
 
     def sweep(self) -> None:
         """Ends the sessions that nobody used for time_to_live seconds."""
@@ -262,6 +250,19 @@ class SessionPool:
             self._encoded.move_to_end(digest)
             self._shrink()
             return self._encoded[digest]
+
+    def _groups(self, sessions: Sequence[Session]) -> Iterator[list[Session]]:
+        """Sessions whose images together stay within max_bytes (one image does in any case)."""
+        about: dict[str, list[Session]] = {}
+        for session in sessions:
+            about.setdefault(self._sessions[session][0], []).append(session)
+        digests = sorted(about, key=lambda digest: digest not in self._encoded)  # those here first
+        while digests:
+            self._image(digests[0])
+            together = self.max_bytes // max(image.nbytes for image in self._encoded.values())
+            together = max(1, together)
+            yield [session for digest in digests[:together] for session in about[digest]]
+            digests = digests[together:]
 
     def _shrink(self) -> None:
         """Drops features until the rest fits; the newest stay even where they alone do not."""

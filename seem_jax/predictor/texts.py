@@ -13,28 +13,32 @@ import numpy as np
 from seem_jax import name_templates
 from seem_jax.config import Config
 from seem_jax.data import catalog
+from seem_jax.models.language.class_names import ClassTables
 from seem_jax.models.language.tokenizer import Tokenizer
 from seem_jax.predictor.programs import Phrase, Programs
 
-MAX_CACHED = 4096  # phrases, and as many class names
+MAX_CACHED = 4096  # phrases
 
 
 class Texts:
     """The text side of a predictor; remembers the texts used last."""
 
     def __init__(self, programs: Programs, params: dict, tokenizer: Tokenizer, config: Config):
+        """`tables.cache` may be set to a folder that keeps class tables for the next process."""
         self.programs, self.params, self.tokenizer = programs, params, tokenizer
         self.length = config.data.max_phrase_tokens
         self.templates = name_templates.templates_of(config.data.train[0])
+        self.tables = ClassTables(programs.model, tokenizer, self.length)
         self._phrases: collections.OrderedDict[str, Phrase] = collections.OrderedDict()
-        self._rows: collections.OrderedDict[str, np.ndarray] = collections.OrderedDict()
 
     def phrase(self, text: str) -> Phrase:
         """The phrase in the text space; ValueError where it is too long."""
         if text not in self._phrases:
             ids, valid = self.tokens([text], "text")
             tokens, sentence = jax.device_get(self.programs.sentence(self.params, ids, valid))
-            _keep(self._phrases, text, Phrase(tokens[0], valid[0], sentence[0]))
+            self._phrases[text] = Phrase(tokens[0], valid[0], sentence[0])
+            if len(self._phrases) > MAX_CACHED:
+                self._phrases.popitem(last=False)
         self._phrases.move_to_end(text)
         return self._phrases[text]
 
@@ -58,16 +62,8 @@ class Texts:
                 f"classes {list(names)} read {double} more than once or as nothing; "
                 f"{name_templates.NO_OBJECT!r} is taken by 'none of them'."
             )
-        return np.stack([self._row(name) for name in said])
-
-    def _row(self, name: str) -> np.ndarray:
-        if name not in self._rows:
-            texts = [template.format(name) for template in self.templates]
-            ids, valid = self.tokens(texts, "classes")
-            row = self.programs.embed_class(self.params, ids[None], valid[None])
-            _keep(self._rows, name, jax.device_get(row)[0])
-        self._rows.move_to_end(name)
-        return self._rows[name]
+        self.tokens([t.format(name) for name in said for t in self.templates], "classes")
+        return self.tables.table(self.params, names, self.templates)
 
 
 def default_classes(config: Config) -> tuple[tuple[str, ...], int]:
@@ -79,10 +75,3 @@ def default_classes(config: Config) -> tuple[tuple[str, ...], int]:
         return tuple(map(str, classes["names"])), int(classes["num_things"])
     except (OSError, ValueError, KeyError):
         return (), 0
-
-
-def _keep(cache: collections.OrderedDict, key: str, value) -> None:
-    """Adds to a cache of the most recently used texts."""
-    cache[key] = value
-    while len(cache) > MAX_CACHED:
-        cache.popitem(last=False)

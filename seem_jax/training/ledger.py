@@ -107,3 +107,14 @@ def peak_device_bytes() -> int:
     """Largest use of memory of any local accelerator so far; 0 where the backend does not say."""
     used = [device.memory_stats() or {} for device in jax.local_devices()]
     return max(stats.get("peak_bytes_in_use", 0) for stats in used)
+
+
+def device_bytes() -> dict[str, float]:
+    """Memory of the fullest local accelerator, for the metrics; nothing where there is none."""
+    used = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
+    if not used:
+        return {}
+    return {
+        f"device_{name}": float(max(stats.get(key, 0) for stats in used))
+        for name, key in (("bytes", "bytes_in_use"), ("peak_bytes", "peak_bytes_in_use"))
+    }

@@ -17,10 +17,13 @@ from jax.sharding import Mesh
 from seem_jax import interaction, sharding
 from seem_jax.config import Config, DecoderConfig
 from seem_jax.kernels import mask_planes
-from seem_jax.losses import region_terms, total_loss, weighted
+from seem_jax.losses import total_loss, weighted
+from seem_jax.losses.regions import region_terms
 from seem_jax.losses.text import normalise
 from seem_jax.models.seem import SEEM, mask_logits, remember, text_tokens
 from seem_jax.training import optimizer
+from seem_jax.training.accumulation import accumulated
+from seem_jax.training.rematerialisation import rematerialised
 from seem_jax.training.state import TrainState, abstract
 from seem_jax.types import (
     Array,
@@ -61,39 +64,52 @@ def make_train_step(
     """step(state, batch, vocabulary) -> (state, metrics), jitted; the state given is used up.
 
     Lower or call it inside `sharding.use(mesh)`. metrics are float32 scalars: "loss", one per loss
-    term, "grad_norm", "learning_rate", "num_rounds", counts. A step whose loss or gradient is not
-    finite changes nothing, not even the step number, and has metrics["finite"] == 0.
+    term, "grad_norm", "update_norm", "learning_rate", "num_rounds", counts. A step whose loss, gradient
+    or update is not finite changes nothing but the step number, so the next one draws other random
+    numbers, and has metrics["finite"] == 0. The schedule counts the steps that changed something.
     """
     tx = optimizer.make(config.optimizer, config.num_steps)
     rate = optimizer.schedule(config.optimizer, config.num_steps)
     shardings = jax.tree.map(lambda x: x.sharding, abstract(model, config, mesh))
+    learner = rematerialised(model, config.rematerialise)
 
     def step(state: TrainState, batch: Batch, names: Vocabulary):
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
-        def loss(trainable: dict):
+        def loss(trainable: dict, batch: Batch, key: Array):
             params = sharding.gather(
                 {**trainable, **state.frozen}, {**shardings.trainable, **shardings.frozen}
             )
-            return loss_and_metrics(model, config, mesh, params, batch, names, state.step, key)
+            return loss_and_metrics(learner, config, mesh, params, batch, names, state.step, key)
 
-        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.trainable)
+        (value, metrics), grads = accumulated(
+            jax.value_and_grad(loss, has_aux=True),
+            state.trainable,
+            batch,
+            key,
+            parts=config.accumulate,
+            mesh=mesh,
+        )
         # Left alone, XLA chooses other shardings for gradients than those of the parameters.
         grads = jax.lax.with_sharding_constraint(grads, shardings.trainable)
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
         norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(value) & jnp.isfinite(norm)
-        after = TrainState(
-            step=state.step + 1,
-            trainable=optax.apply_updates(state.trainable, updates),
-            frozen=state.frozen,
-            opt_state=opt_state,
+        change = optax.tree.norm(updates)  # not finite where moments of the optimizer are not
+        finite = jnp.isfinite(value) & jnp.isfinite(norm) & jnp.isfinite(change)
+        after = (optax.apply_updates(state.trainable, updates), opt_state)
+        before = (state.trainable, state.opt_state)
+        trainable, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), after, before
         )
-        after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
+        after = TrainState(
+            step=state.step + 1, trainable=trainable, frozen=state.frozen, opt_state=opt_state
+        )
+        applied = optax.tree.get_all_with_path(before[1], "count")[0][1]
         metrics |= {
             "loss": value,
             "grad_norm": norm,
-            "learning_rate": jnp.asarray(rate(state.step), jnp.float32),
+            "update_norm": change,
+            "learning_rate": jnp.asarray(rate(applied), jnp.float32),
             "finite": finite.astype(jnp.float32),
         }
         return after, metrics
@@ -113,8 +129,8 @@ def loss_and_metrics(
 ) -> tuple[Array, dict[str, Array]]:
     """(loss, metrics) of a batch in step `number`; pure, so tests may differentiate it.
 
-    The official recipe, after `config.encoder_steps` steps in which the encoders alone learn from
-    the auxiliary losses; the terms of the decoder are 0 in those.
+    The official recipe, after `config.encoder_steps` steps in which the encoders and the heads alone
+    learn, from the auxiliary losses of true segments; the terms of the decoder are 0 in those.
     """
     keys = jax.random.split(key, 6)
     batch = jax.tree.map(jnp.asarray, batch)
@@ -122,9 +138,9 @@ def loss_and_metrics(
     table = class_table(model, params, names, keys[1])
     if not config.loss.names_train_text:
         table = jax.lax.stop_gradient(table)
-    text, phrase_embedding = encode_phrases(model, params, batch)
+    text, phrase_embedding = encode_phrases(model, params, batch, config.data.max_texts)
 
-    def whole(params, features, table, text, phrase_embedding):
+    def decoder(params, features, table, text, phrase_embedding):
         outputs, visual, num_rounds = _answers(
             model, params, features, text, batch, config, keys[2], keys[3]
         )
@@ -142,20 +158,28 @@ def loss_and_metrics(
         )
         return loss, {**metrics, "num_rounds": num_rounds.astype(jnp.float32)}
 
+    def nothing(*inputs):
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(decoder, *inputs))
+
     inputs = (params, features, table, text, phrase_embedding)
     if config.encoder_steps == 0:
-        return whole(*inputs)
-
-    def encoders(params, features, table, text, phrase_embedding):
-        values = region_terms(
-            features, batch, table, phrase_embedding, params["logit_scale"], config.loss
-        )
-        _, absent = jax.eval_shape(whole, *inputs)
-        metrics = {name: jnp.zeros(x.shape, x.dtype) for name, x in absent.items()}
-        metrics |= {name: value.mean() for name, value in values.items()}
-        return weighted(values, config.loss), metrics
-
-    return jax.lax.cond(number < config.encoder_steps, encoders, whole, *inputs)
+        loss, metrics = decoder(*inputs)
+    else:
+        loss, metrics = jax.lax.cond(number < config.encoder_steps, nothing, decoder, *inputs)
+    variables, num_prompts = {"params": params}, batch.prompt_masks.valid.shape[1]
+    regions = region_terms(
+        lambda slots: model.apply(variables, slots, method="answer"),
+        features,
+        model.apply(variables, features, batch.strokes, num_prompts, method="encode_prompts"),
+        batch,
+        table,
+        phrase_embedding,
+        params["logit_scale"],
+        config.loss,
+        keys[5],
+    )
+    metrics |= {name: value.mean() for name, value in regions.items()}
+    return loss + weighted(regions, config.loss), metrics
 
 
 def _answers(
@@ -200,13 +224,20 @@ def class_table(model: SEEM, params: dict, names: Vocabulary, key: Array) -> Arr
     return normalise(_encode_text(model, params, ids, valid)[1])
 
 
-def encode_phrases(model: SEEM, params: dict, batch: Batch) -> tuple[TextTokens, Array]:
-    """(the phrases as decoder tokens, their embeddings float32 [B, G, V])."""
+def encode_phrases(
+    model: SEEM, params: dict, batch: Batch, max_texts: int
+) -> tuple[TextTokens, Array]:
+    """(the different texts as decoder tokens, the embeddings of all phrases float32 [B, G, V])."""
     phrases = batch.phrases
     tokens, sentence = _encode_text(model, params, phrases.token_ids, phrases.token_valid)
     return (
         text_tokens(
-            tokens, phrases.token_valid, phrases.masks.valid, phrases.prompt, phrases.group
+            tokens,
+            phrases.token_valid,
+            phrases.masks.valid,
+            phrases.prompt,
+            phrases.group,
+            max_texts,
         ),
         sentence,
     )

@@ -22,14 +22,9 @@ class Writer:
         self._lines = self._events = None
         if jax.process_index() != 0:
             return
-        workdir = Path(workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
-        path = workdir / "metrics.jsonl"
-        _cut(path, step)
-        self._lines = path.open("a", encoding="utf-8")
-        self._events = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=step + 1 if step else None
-        )
+        self._workdir = Path(workdir)
+        self._workdir.mkdir(parents=True, exist_ok=True)
+        self._open(step)
 
     def __enter__(self) -> Writer:
         return self
@@ -38,6 +33,21 @@ class Writer:
         if self._lines is not None:
             self._lines.close()
             self._events.close()
+
+    def cut(self, step: int) -> None:
+        """Drops what came after `step`, whose next steps are going to be taken again."""
+        if self._lines is not None:
+            self._lines.close()
+            self._events.close()
+            self._open(step)
+
+    def _open(self, step: int) -> None:
+        path = self._workdir / "metrics.jsonl"
+        _cut(path, step)
+        self._lines = path.open("a", encoding="utf-8")
+        self._events = tensorboardX.SummaryWriter(
+            str(self._workdir / "tensorboard"), purge_step=step + 1 if step else None
+        )
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         if self._lines is None:

@@ -9,7 +9,6 @@ made by itself are compared bit by bit.
 from __future__ import annotations
 
 import dataclasses
-import re
 from functools import partial
 
 import jax
@@ -19,20 +18,10 @@ from flax import linen as nn
 from flax import struct
 
 from seem_jax.models.decoder.decoder import NUM_LEVELS, Decoder, DecoderLayer
-from seem_jax.models.seem import class_logits, mask_logits, remember
+from seem_jax.models.seem import class_logits, mask_logits
 from seem_jax.types import Features, Memory, Outputs, TextTokens, VisualPrompts, VisualTokens
-from tests.parity.report import (
-    Claim,
-    Claims,
-    Line,
-    Stored,
-    entries,
-    exact,
-    places,
-    shape,
-    unpack_bits,
-)
 from tests.parity.subject import PRECISION, Subject
+from tests.parity.xdecoder import class_query
 
 MARGIN = 1e-3  # mask logits nearer to zero than this may fall on either side (README: attn_margin)
 
@@ -75,12 +64,18 @@ def run_decoder(
     """
     key = ("decoder", num_prompts)
     if key not in subject.jitted:
-        subject.jitted[key] = jax.jit(partial(_traced, subject.model, num_prompts))
+        rules = class_query if subject.is_xdecoder else _as_it_is
+        subject.jitted[key] = jax.jit(partial(_traced, subject.model, num_prompts, rules))
     with jax.default_matmul_precision(PRECISION):
         return subject.jitted[key](subject.params, features, inputs, blocked, flips)
 
 
-def _traced(model, num_prompts, params, features, inputs, blocked, flips) -> Trace:
+def _as_it_is(call, args, kwargs, context):
+    """The interceptor that changes nothing."""
+    return call(*args, **kwargs)
+
+
+def _traced(model, num_prompts, rules, params, features, inputs, blocked, flips) -> Trace:
     variables = {"params": params}
     encode = partial(model.apply, variables, features, method="encode_prompts")
     visual = negative = None
@@ -101,7 +96,12 @@ def _traced(model, num_prompts, params, features, inputs, blocked, flips) -> Tra
             seen["self"].append(result)
         return result
 
-    with nn.intercept_methods(watch), nn.intercept_methods(replaced_masks(blocked, flips)):
+    changed = replaced_masks(blocked, flips)
+    with (
+        nn.intercept_methods(watch),
+        nn.intercept_methods(changed),
+        nn.intercept_methods(rules),
+    ):
         outputs = model.apply(
             variables,
             features,
@@ -147,7 +147,8 @@ def replaced_masks(blocked: list | None, flips: jax.Array | None):
     def change(call, args, kwargs, context):
         if not (isinstance(context.module, DecoderLayer) and context.method_name == "look"):
             return call(*args, **kwargs)
-        *given, sees = args
+        *given, logits = args
+        sees = logits >= 0
         i = next(layers)
         if blocked is not None:
             official = ~blocked[i][:, : sees.shape[1]]
@@ -155,7 +156,7 @@ def replaced_masks(blocked: list | None, flips: jax.Array | None):
         if flips is not None:
             here, places = flips[:, 0] == i, tuple(flips[:, 1:].T)
             sees = sees ^ jnp.zeros(sees.shape, bool).at[places].max(here, mode="drop")
-        return call(*given, sees, **kwargs)
+        return call(*given, jnp.where(sees, 1.0, -1.0), **kwargs)
 
     return change
 
@@ -230,328 +231,30 @@ class Run:
         )
         return self.masks(jnp.take_along_axis(slots, choice[:, :, None], axis=1))
 
-
-def follow(
-    subject: Subject,
-    stored: Stored,
-    inputs: Inputs,
-    num_prompts: int = 0,
-    prefix: str = "",
-    tolerance: float = 1e-3,
-) -> tuple[Run, Claims]:
-    """A run with the official attention masks of a file, where it has them, and its claims."""
-    layers = subject.config.decoder.num_layers
-    names = [f"{prefix}attn_mask/{i}" for i in range(layers)]
-    blocked = None
-    if all(f"{name}/bits" in stored for name in names):
-        blocked = [jnp.asarray(unpack_bits(stored, name)) for name in names]
-    features = subject.features(stored)
-    flips = _flip_rows([]) if blocked is None else None
-    trace = run_decoder(subject, features, inputs, num_prompts, blocked, flips)
-    found = Run(subject, features, trace, tolerance, blocked is not None, flips)
-    if blocked is None:
-        found = _settle(found, stored, inputs, num_prompts, prefix)
-    return found, claims(found, stored, prefix)
-
-
-MAX_FLIPS = 8
-SUSPECT = 1e-4  # relative rms error above which a bit is taken to differ; without, it is 4e-5
-NEAR = 1e-4  # mask logits nearer to zero than this are tried
-GROUPS = {
-    "object": ("pred_masks",),
-    "text": ("pred_gmasks", "pred_gtexts"),
-    "visual": ("pred_smasks", "pred_smaskembs"),
-}
-
-
-def _settle(run: Run, stored: Stored, inputs: Inputs, num_prompts: int, prefix: str) -> Run:
-    """The run, with those bits turned over that the release must have had the other way round.
-
-    Without stored attention masks a mask logit at rounding distance of zero may fall on either side,
-    and what follows then differs by more than rounding. Where the final predictions of a group of
-    slots show that, its bits with logits below NEAR are tried one by one, in the order of the
-    layers, and one that takes most of the error away is kept.
-    """
-    turned, largest = [], 0.0
-    errors = _final_errors(run, stored, prefix)
-    tried: set[tuple] = set()
-    while (
-        max(errors.values(), default=0.0) > SUSPECT and len(tried) < 60 and len(turned) < MAX_FLIPS
-    ):
-        place = next(iter(_doubtful(run, errors, tried)), None)
-        if place is None:
-            break
-        tried.add(place[1:])
-        flips = _flip_rows([*turned, place[1:5]])
-        trace = run_decoder(run.subject, run.features, inputs, num_prompts, None, flips)
-        other = dataclasses.replace(run, trace=trace, flips=flips)
-        found = _final_errors(other, stored, prefix)
-        key = (place[5], place[2])
-        if found[key] < 0.7 * errors[key]:
-            turned.append(place[1:5])
-            largest = max(largest, place[0])
-            run, errors = other, found
-    if not turned:
-        return run
-    note = f"as the release at {len(turned)} mask bits, |logit| < {largest:.0e}"
-    return dataclasses.replace(run, note=note)
-
-
-def _final_errors(run: Run, stored: Stored, prefix: str) -> dict[tuple[str, int], float]:
-    """Relative rms error of the stored final predictions of each group of slots and image."""
-    errors = {}
-    for group in _groups(run):
-        names = [f"{prefix}{kind}/final" for kind in GROUPS[group]]
-        names = [name for name in names if f"{name}/shape" in stored]
-        if not names:
-            continue
-        wrong, total = 0.0, 0.0
-        for name in names:
-            ours = np.asarray(
-                _predicted(
-                    run, name.removeprefix(f"{prefix}pred_")[: -len("/final")], run.num_layers
-                )
-            )
-            want = stored[f"{name}/values"].astype(np.float64)
-            at = places(ours.size, want.size)
-            image = at // (ours.size // len(ours))
-            scale = np.square(want).mean()
-            difference = np.square(ours.reshape(-1)[at] - want) / scale
-            wrong = wrong + np.bincount(image, difference, len(ours))
-            total = total + np.bincount(image, minlength=len(ours))
-        for b, error in enumerate(np.sqrt(wrong / np.maximum(total, 1))):
-            errors[group, b] = float(error)
-    return errors
-
-
-def _groups(run: Run) -> list[str]:
-    """The groups of slots that look at the image, memory left out, in order."""
-    if run.subject.config.decoder.rules == "shared":
-        return ["object"]
-    return [group for group in GROUPS if getattr(run.trace.outputs, group) is not None]
-
-
-def _doubtful(run: Run, errors: dict, tried: set):
-    """(|logit|, layer, image, slot, pixel, group) of bits that may be the other way round."""
-    groups = []  # of each slot that looks, memory left out
-    for group in _groups(run):
-        groups += [group] * getattr(run.trace.outputs, group).mask_embedding.shape[2]
-    for i in range(run.num_layers):
-        logits = np.abs(run.attention_logits(i)[:, : len(groups)])
-        near = np.argwhere(logits < NEAR)
-        order = np.argsort(logits[tuple(near.T)])
-        for b, n, s in near[order].tolist():
-            place = (float(logits[b, n, s]), i, b, n, s, groups[n])
-            if errors.get((groups[n], b), 0.0) > SUSPECT and place[1:] not in tried:
-                yield place
-
-
-def _flip_rows(turned: list[tuple]) -> jax.Array:
-    """int32 [MAX_FLIPS, 4] of bits (layer, image, slot, pixel), filled up with layer -1."""
-    rows = np.zeros((MAX_FLIPS, 4), np.int32)
-    rows[:, 0] = -1
-    for row, place in zip(rows, turned):
-        row[:] = place
-    return jnp.asarray(rows)
-
-
-PREDICTED = re.compile(r"pred_([a-z]+)/(\w+)")
-HIDDEN = re.compile(r"hidden/(cross|self|ffn)/(\d+)")
-ATTENTION = re.compile(r"attn_mask/(\d+)")
-
-
-def claims(run: Run, stored: Stored, prefix: str = "") -> Claims:
-    """What the run says to each stored name of the decoder; those of other names are left out."""
-    first = _first_flip(run, stored, prefix)
-    found = {}
-    for name in entries(stored):
-        rest = name.removeprefix(prefix)
-        if not name.startswith(prefix):
-            continue
-        if match := ATTENTION.fullmatch(rest):
-            found[name] = _attention_claim(run, stored, prefix, int(match[1]))
-        elif rest == "attn_margin":
-            found[name] = Claim(partial(_margins, run, stored[name]), compare=_compare_margins)
-        elif match := HIDDEN.fullmatch(rest):
-            value = partial(_hidden, run, match[1], int(match[2]))
-            found[name] = Claim(value, run.tolerance, run.note or _note(first, int(match[2]) + 1))
-        elif match := PREDICTED.fullmatch(rest):
-            index = run.prediction(match[2])
-            value = partial(_predicted, run, match[1], index)
-            found[name] = Claim(value, run.tolerance, run.note or _note(first, index))
-        elif rest == "prev_mask":
-            note = run.note or _note(first, run.num_layers)
-            found[name] = Claim(run.chosen, run.tolerance, note)
-        elif rest == "mask_features":
-            found[name] = Claim(partial(channels_first, run.features.mask), 1e-4)
-    return found
-
-
-def channels_first(x) -> np.ndarray:
-    """[B, h, w, C] -> [B, C, h, w]."""
-    return np.asarray(x).transpose(0, 3, 1, 2)
-
-
-def _note(first: int | None, index: int) -> str:
-    return "" if first is None or index <= first else f"official bits followed in layer {first}"
-
-
-def _first_flip(run: Run, stored: Stored, prefix: str) -> int | None:
-    """The first layer whose attention mask differs from the official one in a bit."""
-    for i in range(run.num_layers if run.followed else 0):
-        if _wrong_bits(run, stored, f"{prefix}attn_mask/{i}", i)[0].any():
-            return i
-    return None
-
-
-def _wrong_bits(run: Run, stored: Stored, name: str, i: int):
-    """(bool [B, N, S] where our mask is not the stored one, our logits there)."""
-    logits = run.attention_logits(i)
-    return (logits < 0) != unpack_bits(stored, name), logits
-
-
-def _attention_claim(run: Run, stored: Stored, prefix: str, i: int) -> Claim:
-    """Equal bits, except where our logit is within MARGIN of zero and the release had such logits."""
-    margins = stored.get(f"{prefix}attn_margin")
-
-    def compare(stored, name, ours, claim):
-        wrong, logits = _wrong_bits(run, stored, name, i)
-        line = exact(stored, name, ours, claim)
-        if not wrong.any():
-            return line
-        worst = float(np.abs(logits[wrong]).max())
-        close = margins is None or wrong.sum() <= margins[i][2]
-        note = f"{int(wrong.sum())} bits differ, |logit| < {worst:.0e}"
-        return dataclasses.replace(line, passed=bool(close and worst < MARGIN), note=note)
-
-    return Claim(lambda: run.attention_logits(i) < 0, 0.0, compare=compare)
-
-
-def _margins(run: Run, stored: np.ndarray) -> np.ndarray:
-    """attn_margin float64 [L, 4]: min |logit|, count below 1e-4, count below 1e-3, elements."""
-    rows = []
-    for i in range(len(stored)):
-        size = np.abs(run.attention_logits(i))
-        rows.append([size.min(), (size < 1e-4).sum(), (size < 1e-3).sum(), size.size])
-    return np.array(rows, np.float64)
-
-
-def _compare_margins(stored: Stored, name: str, ours: np.ndarray, claim: Claim) -> Line:
-    """Counts near a threshold move by rounding: the smallest logit must agree within MARGIN."""
-    want = stored[name]
-    error = np.abs(ours[:, 0] - want[:, 0]).max()
-    near = np.abs(ours[:, 2] - want[:, 2]) <= 2 + 0.5 * want[:, 2]
-    passed = bool(error < MARGIN and near.all() and (ours[:, 3] == want[:, 3]).all())
-    return Line(name, passed, float(error), float(error), MARGIN, "counts of small logits")
-
-
-def _hidden(run: Run, kind: str, layer: int):
-    values = {"cross": run.trace.cross, "self": run.trace.self_, "ffn": run.trace.ffn}[kind]
-    return values[layer].transpose(1, 0, 2)
-
-
-def _predicted(run: Run, kind: str, index: int):
-    """Prediction `index` under its official name."""
-    outputs, visual = run.trace.outputs, run.trace.visual
-    match kind:
-        case "logits":
-            return run.classes(outputs.object.class_embedding[index])
-        case "captions":
-            return outputs.object.class_embedding[index]
-        case "masks":
-            return run.masks(outputs.object.mask_embedding[index])
-        case "maskembs":
-            return outputs.object.mask_embedding[index]
-        case "gmasks":
-            return run.masks(outputs.text.mask_embedding[index])
-        case "gtexts":
-            return outputs.text.class_embedding[index]
-        case "smasks":
-            return run.masks(outputs.visual.mask_embedding[index])
-        case "stexts":
-            return outputs.visual.class_embedding[index]
-        case "smaskembs":
-            return outputs.visual.mask_embedding[index]
-        case "pspatials":
-            return visual.pooled
-        case "nspatials":
-            return run.trace.negative
-    raise ValueError(f"no prediction is called pred_{kind}")
-
-
-def all_remembered(run: Run) -> Memory:
-    """The memory of a run. The release remembers prompts that pad the batch like real ones."""
-    memory = remember(run.trace.outputs, run.trace.visual)
-    return memory.replace(valid=jnp.ones_like(memory.valid))
-
-
-def pack_text(subject: Subject, phrases: list[tuple[np.ndarray, np.ndarray]]) -> TextTokens:
-    """The valid tokens of the phrases of each image in a row, zeros after them, as the release.
-
-    phrases holds (ids, mask) [n, J] for each image.
-    """
-    rows = []
-    for ids, mask in phrases:
-        tokens, _ = subject.encode_text(ids, ids.argmax(-1))
-        rows.append(tokens[mask.astype(bool)])
-    width = subject.config.text.projection
-    tokens = np.zeros((len(rows), max(map(len, rows)), width), np.float32)
-    valid = np.zeros(tokens.shape[:2], bool)
-    for b, row in enumerate(rows):
-        tokens[b, : len(row)], valid[b, : len(row)] = row, True
-    return TextTokens(jnp.asarray(tokens), jnp.asarray(valid), jnp.full(valid.shape, -1, jnp.int32))
-
-
-def stroke_prompts(subject: Subject, stored: Stored, prefix: str = "") -> tuple[VisualPrompts, int]:
-    """(the points of the stored strokes in the official order, number of prompts an image has).
-
-    Versions that copy all object queries for a prompt, or none, read all strokes of an image as one.
-    """
-    batch = int(stored["batch"])
-    tall, wide = subject.padded_size(stored)
-    one = is_single(subject)
-    index, sign = [], []
-    for b in range(batch):
-        parts = []
-        for kind, positive in (("pos", True), ("neg", False)):
-            mask = unpack_bits(stored, f"{prefix}{kind}_mask/{b}")
-            found = np.argwhere(mask)
-            parts.append((found, np.full(len(found), positive)))
-        index.append(np.concatenate([found for found, _ in parts]))
-        sign.append(np.concatenate([positive for _, positive in parts]))
-    count = max(1, *map(len, index))
-    points = np.zeros((batch, count, 2), np.float32)
-    prompt = np.zeros((batch, count), np.int32)
-    positive, valid = np.zeros((batch, count), bool), np.zeros((batch, count), bool)
-    for b, found in enumerate(index):
-        n = len(found)
-        points[b, :n] = (found[:, :0:-1] / np.array([wide, tall])).astype(np.float32)
-        prompt[b, :n] = 0 if one else found[:, 0]
-        positive[b, :n], valid[b, :n] = sign[b], True
-    number = 1 if one else max(shape(stored, f"{prefix}pos_mask/{b}")[0] for b in range(batch))
-    prompts = VisualPrompts(*(jnp.asarray(x) for x in (points, prompt, positive, valid)))
-    return prompts, number
-
-
-def is_single(subject: Subject) -> bool:
-    """Whether an image has one prompt only, whatever is drawn (v0 and demo)."""
-    decoder = subject.config.decoder
-    return decoder.rules == "shared" or decoder.queries_per_prompt == decoder.num_object_queries
-
-
-def query_index(subject: Subject, stored: Stored, name: str, num_prompts: int) -> jnp.ndarray:
-    """int32 [B, P * queries_per_prompt], stored or, where all are copied, in order."""
-    decoder = subject.config.decoder
-    index = stored.get(name)
-    if index is None:
-        index = np.arange(num_prompts * decoder.queries_per_prompt) % decoder.num_object_queries
-    return jnp.asarray(np.tile(index, (int(stored["batch"]), 1)), jnp.int32)
-
-
-def memory_index(subject: Subject, stored: Stored, name: str) -> jnp.ndarray:
-    """int32 [layers, B, num_memory], stored or, with one prompt, 0."""
-    decoder = subject.config.decoder
-    index = stored.get(name)
-    if index is None:
-        index = np.zeros((decoder.num_layers, decoder.num_memory), np.int32)
-    return jnp.asarray(np.asarray(index)[:, None].repeat(int(stored["batch"]), 1), jnp.int32)
+    def predicted(self, kind: str, index: int):
+        """Prediction `index` under its official name."""
+        outputs, visual = self.trace.outputs, self.trace.visual
+        match kind:
+            case "logits":
+                return self.classes(outputs.object.class_embedding[index])
+            case "captions":
+                return outputs.object.class_embedding[index]
+            case "masks":
+                return self.masks(outputs.object.mask_embedding[index])
+            case "maskembs":
+                return outputs.object.mask_embedding[index]
+            case "gmasks":
+                return self.masks(outputs.text.mask_embedding[index])
+            case "gtexts":
+                return outputs.text.class_embedding[index]
+            case "smasks":
+                return self.masks(outputs.visual.mask_embedding[index])
+            case "stexts":
+                return outputs.visual.class_embedding[index]
+            case "smaskembs":
+                return outputs.visual.mask_embedding[index]
+            case "pspatials":
+                return visual.pooled
+            case "nspatials":
+                return self.trace.negative
+        raise ValueError(f"no prediction is called pred_{kind}")

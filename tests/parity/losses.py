@@ -14,15 +14,13 @@ from seem_jax import losses
 from seem_jax.config import LossConfig
 from seem_jax.convert.rules import official_state
 from seem_jax.types import Batch, MaskRefs, Objects, Phrases
-from tests.parity.decoding import (
-    Inputs,
-    Run,
+from tests.parity.decoding import Inputs, Run, replaced_masks
+from tests.parity.following import (
     all_remembered,
     follow,
     memory_index,
     pack_text,
     query_index,
-    replaced_masks,
     stroke_prompts,
 )
 from tests.parity.report import Claim, Claims, Line, Stored, entries, equal, shape, unpack_bits

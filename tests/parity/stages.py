@@ -13,9 +13,8 @@ import numpy as np
 from seem_jax import postprocess
 from seem_jax.interaction import next_clicks
 from seem_jax.losses.text import phrase_logits
-from tests.parity.decoding import (
-    Inputs,
-    Run,
+from tests.parity.decoding import Inputs, Run
+from tests.parity.following import (
     all_remembered,
     channels_first,
     follow,

@@ -18,9 +18,11 @@ from seem_jax.models.seem import build, initialise
 from seem_jax.sharding import unbox
 from seem_jax.types import Features
 from tests.parity.report import Stored, entries, shape
+from tests.parity.xdecoder import smooth_levels
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 NAME = re.compile(r"(seem|xdecoder)_([a-z0-9]+)_unicl_lang(?:_(v0|v1|demo))?")
+QUERIES = rules.HEAD + "query_feat.weight"
 NUM_CLASSES = 134  # rows of token ids that the goldens embed as their class table
 PRECISION = "highest"  # of matrix products: no TF32 or bfloat16 passes
 
@@ -57,14 +59,18 @@ class Subject:
 
     def __init__(self, name: str, seed: int, manifests: Path):
         self.name, self.seed = name, seed
+        self.is_xdecoder = name.startswith("xdecoder")
         self.recipe = load_recipe(manifests.resolve().parent)
         path = manifests / f"{name}.json"
         if not path.is_file():
             raise ValueError(f"no manifest {path.name!r} in {str(manifests)!r}.")
         self.config = model_config(name)
+        manifest = self.recipe.load_manifest(path)
+        queries = [shape for key, shape, _ in manifest if key == QUERIES]
+        self.config.decoder.num_object_queries = queries[0][0]  # larger X-Decoders have 201
         self.model = build(self.config)
         shapes = unbox(jax.eval_shape(functools.partial(initialise, self.model), jax.random.key(0)))
-        state = self.recipe.make_state_dict(self.recipe.load_manifest(path), seed)
+        state = self.recipe.make_state_dict(manifest, seed)
         self.params = jax.tree.map(jnp.asarray, _converted(name, state, shapes))
         self._features: dict[tuple, tuple] = {}
         self.jitted: dict[tuple, object] = {}  # compiled functions, by what is static in them
@@ -111,6 +117,8 @@ class Subject:
             mutable="intermediates",
         )
         seen = seen["intermediates"]
+        if self.is_xdecoder:
+            features = smooth_levels(features)
         encoded = seen["pixel_decoder"]["encoder"]["__call__"][0]
         encoded = encoded[0] if isinstance(encoded, tuple) else encoded  # coarsest of several maps
         return seen["backbone"]["__call__"][0], encoded, features

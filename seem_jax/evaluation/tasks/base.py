@@ -11,19 +11,21 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from seem_jax import name_templates, postprocess
 from seem_jax.config import Config
-from seem_jax.data import catalog, pipeline
-from seem_jax.data.schema import Record
+from seem_jax.data import catalog
+from seem_jax.evaluation import reader
+from seem_jax.evaluation.reader import EvalBatch, Sizing
 from seem_jax.evaluation.results import Result
 from seem_jax.models.language import class_names
 from seem_jax.models.language.tokenizer import Tokenizer
-from seem_jax.types import Batch
 
 Pictures = tuple[list[np.ndarray], str]  # a row of a sheet, and its caption
+MASK_STRIDE = 4  # pixels of the model image to one of the mask logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +46,11 @@ class Task(Protocol):
     def protocol(self) -> dict[str, Any]:
         """The choices that other evaluations make in another way; part of the results."""
 
-    def units(self, limit: int) -> list[list[int]]:
-        """Samples that are answered together; the same ones whatever the number of hosts."""
+    def count(self) -> int:
+        """How many samples there are."""
+
+    def grouped(self, samples: Sequence[int]) -> list[list[int]]:
+        """The samples in units that are answered together; they depend on nothing else."""
 
     def answers(self, params, units: Sequence[list[int]]) -> Iterator[list[Answer]]:
         """The answers of each unit. A result holds "sample", "name" and "score" (higher: better)."""
@@ -54,44 +59,20 @@ class Task(Protocol):
         """The scores of all results."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Chosen:
-    """Some records of a split, in the order given; stands for a split of its own."""
-
-    whole: catalog.Split
-    samples: Sequence[int]
-
-    @property
-    def name(self) -> str:
-        return self.whole.name
-
-    @property
-    def split(self) -> str:
-        return self.whole.split
-
-    @property
-    def class_names(self) -> list[str]:
-        return self.whole.class_names
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, item: int) -> Record:
-        return self.whole[self.samples[item]]
-
-
 class Context:
     """A model ready to be asked: its configuration, tokenizer, devices and class tables."""
 
-    def __init__(self, model, config: Config):
+    def __init__(self, model, config: Config, class_tables: Path | None = None):
         options = config.evaluation
         self.model, self.config = model, config
-        self.size = options.image_size or config.data.image_size
+        self.side = options.image_size or config.data.image_size
         self.tokenizer = Tokenizer(config.data.tokenizer)
         devices = jax.local_devices()
         self.devices = devices[: math.gcd(options.batch_size, len(devices))]
-        self.tables = class_names.ClassTables(model, self.tokenizer, config.data.max_phrase_tokens)
-        self.encode = self.spread(encode_image, 1)
+        self._encoders: dict[tuple[float, ...], Callable] = {}
+        self.tables = class_names.ClassTables(
+            model, self.tokenizer, config.data.max_phrase_tokens, class_tables
+        )
 
     def place(self, params):
         """The parameters whole on each of this host's devices."""
@@ -126,36 +107,40 @@ class Context:
     def open(self, split: str) -> catalog.Split:
         return catalog.open_split(self.config.data.root, split)
 
-    def units(self, count: int, limit: int) -> list[list[int]]:
-        """The samples of each batch."""
-        size = self.config.evaluation.batch_size
-        samples = range(min(count, limit or count))
-        return [list(samples[start : start + size]) for start in samples[::size]]
+    def sizing(self, edges: tuple[int, ...], *, bicubic: bool = False) -> Sizing:
+        """How the images of a task are sized; see EvaluationConfig.edges."""
+        divisor = self.config.model.backbone.size_divisor
+        return Sizing(self.side, divisor, tuple(edges), bicubic)
+
+    def encoder(self, sizing: Sizing) -> Callable:
+        """The compiled program (params, images, image_size) -> features; one for all tasks alike."""
+        pad = sizing.pad_colour(self.config.model.pixel_mean)
+        key = tuple(pad.tolist())
+        if key not in self._encoders:
+            self._encoders[key] = self.spread(encode_image, 1, pad=pad)
+        return self._encoders[key]
+
+    def grouped(
+        self, split: catalog.Split, samples: Sequence[int], sizing: Sizing, batches: int = 1
+    ) -> list[list[int]]:
+        """The samples in units of so many batches of one canvas."""
+        return reader.group(split, samples, sizing, batches * self.config.evaluation.batch_size)
 
     def batches(
-        self, split: catalog.Split, units: Sequence[list[int]]
-    ) -> Iterator[tuple[list[int], Batch, list[Record]]]:
-        """(samples, batch, records) of each unit, read ahead."""
-        samples = [sample for unit in units for sample in unit]
-        if not samples:
-            return
-        stream = pipeline.eval_batches(
-            self.config.data,
-            Chosen(split, samples),
-            self.tokenizer,
-            batch_size=self.config.evaluation.batch_size,
-            image_size=self.size,
-        )
-        for batch, records in stream:
-            yield [samples[i] for i in batch.sample_id[: len(records)]], batch, records
+        self, split: catalog.Split, units: Sequence[Sequence[int]], sizing: Sizing
+    ) -> Iterator[EvalBatch]:
+        """The batch of each unit, read ahead."""
+        size = self.config.evaluation.batch_size
+        yield from reader.read(split, units, sizing, self.tokenizer, self.config.data, size)
 
-    def plan(self, batch: Batch, records: Sequence[Record], *, antialias: bool = True):
+    def plan(self, batch: EvalBatch, *, antialias: bool = True) -> postprocess.ResizePlan:
         """How the masks of a batch reach the original sizes."""
+        height, width = batch.canvas
         return postprocess.plan_resize(
             batch.image_size,
-            [(record.height, record.width) for record in records],
-            (self.size // 4, self.size // 4),
-            (self.size, self.size),
+            [(record.height, record.width) for record in batch.records],
+            (height // MASK_STRIDE, width // MASK_STRIDE),
+            (height, width),
             antialias=antialias,
         )
 
@@ -168,8 +153,12 @@ class Context:
         return self.tables.table(params, names, name_templates.templates_of(split.name))
 
 
-def encode_image(model, params, images):
-    """The features of a batch of images."""
+def encode_image(model, params, images, sizes, *, pad: np.ndarray):
+    """The features of images uint8 [B, H, W, 3] that are `pad` (RGB) beyond their sizes [B, 2]."""
+    rows = jax.lax.broadcasted_iota(jnp.int32, images.shape[:3], 1)
+    columns = jax.lax.broadcasted_iota(jnp.int32, images.shape[:3], 2)
+    inside = (rows < sizes[:, 0, None, None]) & (columns < sizes[:, 1, None, None])
+    images = jnp.where(inside[..., None], images.astype(jnp.float32), pad[None, None, None])
     return model.apply({"params": params}, images, method="encode_image")
 
 

@@ -11,21 +11,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seem_jax import postprocess
+from seem_jax import interaction, postprocess
 from seem_jax.data import strokes
 from seem_jax.data.schema import Record
-from seem_jax.evaluation import interactive, ritm, sessions, sheets, truth
+from seem_jax.evaluation import drawings, interactive, objects, ritm, sessions, sheets, truth
+from seem_jax.evaluation.objects import Clickable
+from seem_jax.evaluation.reader import EvalBatch
 from seem_jax.evaluation.results import Result
 from seem_jax.evaluation.sessions import POINTS, Rows, State
-from seem_jax.evaluation.tasks.base import Answer, Context, Pictures, unstack
+from seem_jax.evaluation.tasks.base import MASK_STRIDE, Answer, Context, Pictures, unstack
 from seem_jax.image import decode_image
-from seem_jax.types import Batch, VisualPrompts
+from seem_jax.types import VisualPrompts
 
-OBJECTS_PER_RECORD = 5  # clicked together, as officially
 BATCHES_PER_UNIT = 4  # whose sessions share the rows of a program
 LEAVE = 0.75  # share of the rows that goes on while others are filled anew
-KINDS = ("point", "circle", "scribble", "polygon", "box")  # of the first prompt
-DRAWN = ("circle", "scribble", "polygon")  # by the host, at random
+KINDS = ("point", *drawings.KINDS, "box")  # of the first prompt
+first_clicks = jax.jit(interaction.first_clicks)
 
 
 @dataclasses.dataclass
@@ -33,9 +34,10 @@ class Item:
     """One session: up to P objects of an image."""
 
     image: int  # in its unit
-    wanted: np.ndarray  # int32 [P], segments
+    objects: list[Clickable]
+    shown: bool = False  # whether a picture may need its end
     curves: np.ndarray | None = None  # float32 [P, clicks] when it has ended
-    end: State | None = None  # of this row, without features
+    end: State | None = None  # of this row, without features, if shown
 
 
 class Interactive:
@@ -45,20 +47,34 @@ class Interactive:
 
     def __init__(self, context: Context, split: str, kind: str = "point", ritm_user: bool = False):
         options = context.config.evaluation
-        self.context, self.split, self.kind = context, split, kind
+        self.context, self.split, self.kind, self.options = context, split, kind, options
         # A point is one click, which is what the scores' names have called it from the start.
         word = "click" if kind == "point" else kind
         self.name = f"interactive/ritm/{word}" if ritm_user else f"interactive/{word}"
         self.data = context.open(split)
         self.max_clicks = options.max_clicks
-        self.num = 1 if ritm_user else OBJECTS_PER_RECORD
-        self.user = sessions.RitmUser() if ritm_user else sessions.SeemUser(boxes=kind == "box")
+        self.num = 1 if ritm_user else options.objects_together
+        self.user = (
+            sessions.RitmUser()
+            if ritm_user
+            else sessions.SeemUser(boxes=kind == "box", only_first=not options.box_is_object)
+        )
         self.advance = context.spread(
             sessions.advance, 2, user=self.user, max_clicks=self.max_clicks
         )
+        self.sizing = context.sizing(options.edges, bicubic=True)
+        self.encode = context.encoder(self.sizing)
 
     def protocol(self) -> dict[str, Any]:
-        shared = {"max_clicks": self.max_clicks, "click": "3x3 pixels at model size"}
+        options = self.options
+        shared = {
+            "max_clicks": self.max_clicks,
+            "click": "3x3 pixels at model size",
+            "image": self.sizing.describe(),
+            "objects": "of one grey value, as officially: some of VOC merge"
+            if options.voc_grey_ids
+            else "segments of thing classes that are no crowds",
+        }
         if isinstance(self.user, sessions.RitmUser):
             return shared | {
                 "metric": "RITM compute_noc_metric",
@@ -67,89 +83,132 @@ class Interactive:
                 "stop": f"each object at IoU >= {ritm.TARGET_IOU}",
                 "zoom_in and flip": "none",
             }
-        first = {
-            "point": "official: deepest pixel of the object",
-            "box": "official: deepest pixel of the filled box, which replaces the object for clicks",
-        }
-        drawn = f"{self.kind} by the official training laws, at most {self._stroke_points()} points"
+        together = f"all of up to {self.num} objects of a record" if self.num > 1 else "each object"
         return shared | {
             "metric": "SEEM InteractiveEvaluator",
-            "first": first.get(self.kind, drawn),
+            "first": self._first(),
             "clicks": "SEEM v1 best: padded input size, kornia 0.7.0 distance",
             "threshold": 0.5,
-            "stop": f"all of up to {OBJECTS_PER_RECORD} objects of a record at IoU > 0.9",
-            "masks at model size": "nearest pixel (official: bicubic of a 0/1 map, not zero)",
+            "stop": f"{together} at IoU > {sessions.GOOD_ENOUGH}",
+            "masks at model size": "bicubic of a 0/1 map, where not 0 (official)"
+            if options.grown_masks
+            else "nearest pixel",
         }
 
-    def units(self, limit: int) -> list[list[int]]:
-        size = BATCHES_PER_UNIT * self.context.config.evaluation.batch_size
-        samples = min(len(self.data), limit or len(self.data))
-        return [list(range(start, min(start + size, samples))) for start in range(0, samples, size)]
+    def _first(self) -> str:
+        if self.kind == "point":
+            return "official: deepest pixel of the object"
+        if self.kind == "box":
+            box = "official: deepest pixel of the filled box"
+            later = ", which replaces the object for later clicks"
+            return box + (later if self.options.box_is_object else "; later clicks see the object")
+        points = f"at most {self._stroke_points()} points"
+        if self.options.training_strokes:
+            return f"{self.kind} by the official training laws, {points}"
+        if self.kind == "polygon":
+            return f"official: a curve in the object's box, not on its pixels, {points}"
+        return f"official: one random {self.kind} from the object's deepest pixel, {points}"
+
+    def count(self) -> int:
+        return len(self.data)
+
+    def grouped(self, samples: Sequence[int]) -> list[list[int]]:
+        return self.context.grouped(self.data, samples, self.sizing, BATCHES_PER_UNIT)
 
     def answers(self, params, units) -> Iterator[list[Answer]]:
-        stream = self.context.batches(self.data, units)
         size = self.context.config.evaluation.batch_size
-        for unit in units:
-            parts = [next(stream) for _ in range(-(-len(unit) // size))]
-            yield self._unit(params, unit, [batch for _, batch, _ in parts], _joined(parts))
+        parts = [
+            [list(unit[start : start + size]) for start in range(0, len(unit), size)]
+            for unit in units
+        ]
+        stream = self.context.batches(
+            self.data, [part for unit in parts for part in unit], self.sizing
+        )
+        for unit in parts:
+            yield self._unit(params, [next(stream) for _ in unit])
 
-    def _unit(self, params, samples, batches: list[Batch], records: list[Record]) -> list[Answer]:
-        maps = [truth.segment_map(record) for record in records]
-        small = [truth.at_model_size(ids, self.context.size) for ids in maps]
+    def _unit(self, params, batches: list[EvalBatch]) -> list[Answer]:
+        samples = [sample for batch in batches for sample in batch.samples]
+        records = [record for batch in batches for record in batch.records]
         items = [
-            Item(image, wanted)
+            Item(image, group, shown=number == 0)
             for image, record in enumerate(records)
-            for wanted in _groups(record, small[image], self.data.num_things, self.num)
+            for number, group in enumerate(self._groups(record))
         ]
-        rows = self._rows(samples, batches, records, maps, small)
-        self._play(params, items, rows, batches)
+        self._play(params, items, self._rows(samples, batches, records), batches)
         return [
-            self._answer(sample, record, ids, [i for i in items if i.image == image])
-            for image, (sample, record, ids) in enumerate(zip(samples, records, maps, strict=True))
+            self._answer(sample, record, [i for i in items if i.image == image])
+            for image, (sample, record) in enumerate(zip(samples, records, strict=True))
         ]
 
-    def _rows(self, samples, batches, records: list[Record], maps, small):
+    def records_of(self, batch: EvalBatch) -> Iterator[Rows]:
+        """What each session on the images of a batch is about, without the axis B; NumPy."""
+        rows = self._rows(batch.samples, [batch], batch.records)
+        for image, record in enumerate(batch.records):
+            for group in self._groups(record):
+                yield rows(Item(image, group))
+
+    def _groups(self, record: Record) -> Iterator[list[Clickable]]:
+        """The objects that are clicked together."""
+        things = objects.clickable(
+            record,
+            self.data.num_things,
+            self.sizing,
+            grown=self.options.grown_masks,
+            grey=self.options.voc_grey_ids,
+        )
+        for start in range(0, len(things), self.num):
+            yield things[start : start + self.num]
+
+    def _rows(self, samples, batches: list[EvalBatch], records: list[Record]):
         """A function Item -> its Rows, without the axis B; NumPy."""
         visible = np.concatenate([batch.image_size for batch in batches])[: len(records)]
         originals = [(record.height, record.width) for record in records]
-        side = self.context.size
+        height, width = batches[0].canvas
         plan = postprocess.plan_resize(
-            visible, originals, (side // 4, side // 4), (side, side), antialias=False
+            visible,
+            originals,
+            (height // MASK_STRIDE, width // MASK_STRIDE),
+            (height, width),
+            antialias=False,
         )
 
         def one(item: Item) -> Rows:
-            k = item.image
-            original_map = np.full(plan.inside.shape[1:], ritm.IGNORE, np.int32)
-            height, width = originals[k]
-            hidden = truth.ignored(records[k])
-            original_map[:height, :width] = np.where(hidden, ritm.IGNORE, maps[k])
+            k, num = item.image, len(item.objects)
+            true = np.full((self.num, *plan.inside.shape[1:]), ritm.IGNORE, np.int8)
+            cut, hidden = np.s_[: originals[k][0], : originals[k][1]], truth.ignored(records[k])
+            small = np.zeros((self.num, height, width), bool)
+            true[(slice(None), *cut)] = np.where(hidden, ritm.IGNORE, 0)
+            for p, thing in enumerate(item.objects):
+                true[p][cut][thing.mask & ~hidden] = 1
+                small[p] = thing.small
             return Rows(
-                model_map=small[k],
-                original_map=original_map,
-                wanted=item.wanted,
-                visible=visible[k].astype(np.int32),
+                objects=small,
+                truth=true,
+                wanted=np.arange(self.num) < num,
+                visible=visible[k],
                 original=np.array(originals[k], np.int32),
                 plan=jax.tree.map(lambda array: array[k], plan),
-                strokes=self._strokes(samples[k], small[k], item.wanted)
-                if self.kind in DRAWN
+                strokes=self._strokes(samples[k], item, small, visible[k])
+                if self.kind in drawings.KINDS
                 else None,
             )
 
         return one
 
-    def _play(self, params, items: list[Item], rows, batches: list[Batch]) -> None:
+    def _play(self, params, items: list[Item], rows, batches: list[EvalBatch]) -> None:
         """Plays all sessions in the rows of one program; fills in their curves and ends."""
         size = self.context.config.evaluation.batch_size
         waiting = list(items)
         table: list[Item | None] = [None] * size
-        held = [rows(Item(0, np.zeros(self.num, np.int32)))] * size
+        held = [rows(Item(0, []))] * size
         part, encoded, features, state = -1, None, None, None
         while waiting or any(table):
             fresh = np.zeros(size, bool)
             while waiting and not all(table):
                 if waiting[0].image // size != part:  # images come in order: each is encoded once
                     part = waiting[0].image // size
-                    encoded = self.context.encode(params, batches[part].image)
+                    encoded = self.encode(params, batches[part].image, batches[part].image_size)
                     features = encoded if features is None else features
                 new, take = np.zeros(size, bool), np.zeros(size, np.int32)
                 for row in range(size):
@@ -177,52 +236,56 @@ class Interactive:
         shown = jax.device_get(state.replace(features=None, marks=None, memory=None))
         for row, end in enumerate(unstack(shown, table)):
             if table[row] is not None and end.ended:
-                table[row].curves, table[row].end = end.iou, end
+                table[row].curves = end.iou
+                table[row].end = end if table[row].shown else None
                 table[row] = None
 
     def _stroke_points(self) -> int:
-        return self.context.config.data.max_points // OBJECTS_PER_RECORD
+        return self.context.config.data.max_points // self.num
 
-    def _strokes(self, sample: int, ids: np.ndarray, wanted: np.ndarray) -> VisualPrompts:
+    def _strokes(self, sample: int, item: Item, small: np.ndarray, visible) -> VisualPrompts:
         """A random drawing on each object, the same for a sample whatever else is evaluated; one
-        that is empty (objects below 10 pixels) is the deepest pixels' row-major first."""
+        that is empty becomes the deepest pixel."""
         points = self._stroke_points()
         out = VisualPrompts(
-            points=np.zeros((len(wanted), points, 2), np.float32),
-            prompt=np.repeat(np.arange(len(wanted), dtype=np.int32)[:, None], points, axis=1),
-            positive=np.ones((len(wanted), points), bool),
-            valid=np.zeros((len(wanted), points), bool),
+            points=np.zeros((self.num, points, 2), np.float32),
+            prompt=np.repeat(np.arange(self.num, dtype=np.int32)[:, None], points, axis=1),
+            positive=np.ones((self.num, points), bool),
+            valid=np.zeros((self.num, points), bool),
         )
-        for p, segment in enumerate(wanted):
-            if not segment:
-                continue
-            seed = (self.context.config.data.seed, sample, int(segment))
-            rng, mask = np.random.default_rng(seed), ids == segment
-            drawing = strokes.draw(self.kind, mask, rng)
+        canvas = np.array(small.shape[:0:-1], np.float32)  # width and height
+        centres = np.asarray(first_clicks(small[None])[0])[0, :, POINTS // 2] * canvas
+        for p, thing in enumerate(item.objects):
+            rng = np.random.default_rng((self.context.config.data.seed, sample, thing.number))
+            mask = np.ascontiguousarray(small[p, : visible[0], : visible[1]])
+            deepest = tuple(np.round(centres[p]).astype(int).tolist())
+            if self.options.training_strokes:
+                drawing = strokes.draw(self.kind, mask, rng)
+            else:
+                drawing = drawings.draw(self.kind, mask, deepest, rng)
             if not len(drawing):
-                drawing = np.argwhere(mask)[:1, ::-1]
+                drawing = np.array([deepest], np.int32)
             drawing, _ = strokes.sample([drawing], points, rng)
-            out.points[p, : len(drawing)] = drawing / self.context.size
+            out.points[p, : len(drawing)] = drawing / canvas
             out.valid[p, : len(drawing)] = True
-        flat = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), out)
-        return flat
+        return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), out)
 
-    def _answer(self, sample: int, record: Record, ids, items: list[Item]) -> Answer:
-        objects = [
-            (int(segment), curve)
+    def _answer(self, sample: int, record: Record, items: list[Item]) -> Answer:
+        things = [
+            (thing.number, curve)
             for item in items
-            for segment, curve in zip(item.wanted, item.curves, strict=True)
-            if segment
+            for thing, curve in zip(item.objects, item.curves, strict=False)
         ]
-        curves = [curve.astype(np.float64) for _, curve in objects]
+        curves = [curve.astype(np.float64) for _, curve in things]
         result = {
             "sample": sample,
             "name": record.file_name,
             "score": 100 * float(np.mean([c[0] for c in curves])) if curves else None,
-            "objects": [segment for segment, _ in objects],
+            "objects": [number for number, _ in things],
             "curves": curves,
         }
-        return Answer(result, functools.partial(_picture, record, ids, items, self.kind in DRAWN))
+        stroke = self.kind in drawings.KINDS
+        return Answer(result, functools.partial(_picture, record, items, self.num, stroke))
 
     def summary(self, results: Sequence[Result]) -> dict[str, float]:
         return interactive.scores(all_curves(results, self.max_clicks)) | {
@@ -246,33 +309,12 @@ def _put(features, encoded, take, chosen):
     return jax.tree.map(one, features, encoded)
 
 
-def _joined(parts) -> list[Record]:
-    return [record for _, _, records in parts for record in records]
-
-
-def _groups(record: Record, ids: np.ndarray, num_things: int, num: int) -> Iterator[np.ndarray]:
-    """int32 [num] numbers of thing segments to click together, 0 for none.
-
-    Crowds, stuff and things that have no pixel at model size are left out.
-    """
-    clickable = [
-        segment.id
-        for segment in truth.segments(record)
-        if not segment.crowd and segment.category < num_things and (ids == segment.id).any()
-    ]
-    for start in range(0, len(clickable), num):
-        wanted = np.zeros(num, np.int32)
-        part = clickable[start : start + num]
-        wanted[: len(part)] = part
-        yield wanted
-
-
-def _picture(record: Record, ids: np.ndarray, items: list[Item], stroke: bool) -> Pictures:
+def _picture(record: Record, items: list[Item], num: int, stroke: bool) -> Pictures:
     """One row: the first object of an image, before and after its clicks."""
     item, end = items[0], items[0].end
     image = decode_image(record.image, name=record.file_name)
     cut = np.s_[: record.height, : record.width]
-    clicks = (end.iou.shape[1] - 1) * len(item.wanted) * POINTS  # points of the later clicks
+    clicks = (end.iou.shape[1] - 1) * num * POINTS  # points of the later clicks
     number = np.arange(len(end.prompts.valid)) - (len(end.prompts.valid) - clicks)
     own = (end.prompts.prompt == 0) & end.prompts.valid
     # Of a click the middle is drawn, of another drawing all points.
@@ -284,7 +326,7 @@ def _picture(record: Record, ids: np.ndarray, items: list[Item], stroke: bool) -
     curve = 100 * end.iou[0]
     return [
         sheets.answered(image, None, *first),
-        sheets.answered(image, ids == item.wanted[0]),
+        sheets.answered(image, item.objects[0].mask),
         sheets.answered(image, end.first[0][cut], *first),
         sheets.answered(image, end.last[0][cut], *every),
     ], f"IoU {curve[0]:.0f} at first, {curve[-1]:.0f} after {int(end.rounds)} rounds"

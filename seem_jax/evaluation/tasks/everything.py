@@ -1,8 +1,9 @@
-"""What the object queries say: panoptic segments, instances, a class for every pixel."""
+"""What the object queries say of every pixel: panoptic segments, classes. instances.py has the rest."""
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,13 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from pycocotools import mask as coco_mask
 
 from seem_jax import name_templates, postprocess
 from seem_jax.data.schema import Record
 from seem_jax.demo import draw
 from seem_jax.evaluation import calibration, sheets, truth
-from seem_jax.evaluation.instance_ap import average_precision
 from seem_jax.evaluation.panoptic import Counts, PanopticQuality
 from seem_jax.evaluation.results import Result
 from seem_jax.evaluation.semantic import SemanticScores
@@ -63,18 +62,6 @@ def panoptic(model, params, table, features, plan, *, threshold: float) -> Slots
     return Slots(pixels=one_by_one(read, names, masks, plan), names=names)
 
 
-def instances(model, params, table, features, plan, *, num_things: int, top: int):
-    """`postprocess.Instances` [B, top, ...] at the original sizes."""
-    names, masks = object_logits(model, params, table, features)
-
-    def read(names, masks, inside):
-        # Below zero outside the image, so that the mean over a mask reads the image only.
-        masks = jnp.where(inside[None], masks, -jnp.inf)
-        return postprocess.instances(names, masks, num_things, top)
-
-    return one_by_one(read, names, masks, plan)
-
-
 def semantic(model, params, table, features, plan):
     """int32 [B, H, W], the best class of each pixel at the original sizes."""
     names, masks = object_logits(model, params, table, features)
@@ -86,8 +73,8 @@ def semantic(model, params, table, features, plan):
     return one_by_one(read, names, masks, plan)
 
 
-class _Everything:
-    """What the three tasks share: the batches, the vocabulary and the pictures. A task has a
+class Everything:
+    """What the tasks share: the batches, the vocabulary and the pictures. A task has a
     compiled `program` and an `_answer` from its output for one image."""
 
     columns = ("input", "truth", "prediction")
@@ -96,22 +83,28 @@ class _Everything:
         self.context, self.split = context, split
         self.data = context.open(split)
         self.num_things, self.names = self.data.num_things, self.data.class_names
+        self.sizing = context.sizing(context.config.evaluation.edges)
+        self.encode = context.encoder(self.sizing)
 
-    def units(self, limit: int) -> list[list[int]]:
-        return self.context.units(len(self.data), limit)
+    def count(self) -> int:
+        return len(self.data)
+
+    def grouped(self, samples: Sequence[int]) -> list[list[int]]:
+        return self.context.grouped(self.data, samples, self.sizing)
 
     def protocol(self) -> dict[str, Any]:
         return {
             "vocabulary": self.context.config.evaluation.vocabulary or "class names of the data",
+            "image": self.sizing.describe(),
             "mask_resize": "bilinear to the padded input, antialiased bicubic to the original",
         }
 
     def answers(self, params, units) -> Iterator[list[Answer]]:
         table = self.context.class_table(params, self.data)
-        for samples, batch, records in self.context.batches(self.data, units):
-            features = self.context.encode(params, batch.image)
-            found = self.program(params, table, features, self.context.plan(batch, records))
-            each = zip(samples, records, unstack(found, records), strict=True)
+        for batch in self.context.batches(self.data, units, self.sizing):
+            features = self.encode(params, batch.image, batch.image_size)
+            found = self.program(params, table, features, self.context.plan(batch))
+            each = zip(batch.samples, batch.records, unstack(found, batch.records), strict=True)
             yield [self._answer(*one) for one in each]
 
     def _answer(self, sample: int, record: Record, found) -> Answer:
@@ -124,7 +117,7 @@ class _Everything:
         return [image, *drawn], f"{record.file_name}    {caption}"
 
 
-class Panoptic(_Everything):
+class Panoptic(Everything):
     """Panoptic quality, and how far the scores of the segments can be believed."""
 
     name = "panoptic"
@@ -206,124 +199,19 @@ class Panoptic(_Everything):
     @staticmethod
     def _calibrated(results: Sequence[Result]) -> dict[str, float]:
         """Temperature from the even samples; errors before and after it on the odd ones."""
-        halves = [
-            [segment for r in results if r["sample"] % 2 == odd for segment in r["segments"]]
-            for odd in (0, 1)
-        ]
-        fitting, testing = (
-            (np.array([s["logits"] for s in half]), np.array([s["meant"] for s in half], np.int64))
-            for half in halves
-        )
+        fitting, testing = calibration.halves(results)
         temperature = calibration.fit_temperature(*fitting)
-        out = {"temperature": temperature}
-        for key, value in (("ece_before", 1.0), ("ece_after", temperature)):
-            if not len(testing[1]) or not np.isfinite(value):
-                out[key] = np.nan
-                continue
-            probability = calibration.probabilities(testing[0], value)
-            # The class was chosen without "no object"; temperature changes no order.
-            category = probability[:, :-1].argmax(1)
-            confidence = probability[np.arange(len(category)), category]
-            correct = category == testing[1]
-            out[key] = 100 * calibration.calibration_error(confidence, correct)
+        out = {"temperature": temperature, "calibration_segments": float(len(testing[1]))}
+        for key, value in (("before", 1.0), ("after", temperature)):
+            known = math.isfinite(value)
+            believed = calibration.believed(*testing, value) if known else (np.zeros(0),) * 2
+            out[f"ece_{key}"] = 100 * calibration.calibration_error(*believed)
+            curve = calibration.risk_coverage(*believed)
+            out[f"risk_{key}"] = 100 * calibration.area_under_risk(curve)
         return out
 
 
-class Instances(_Everything):
-    """Average precision of thing masks."""
-
-    name = "instance"
-    TOP = 100  # pairs of query and class that are kept
-
-    def __init__(self, context: Context, split: str):
-        super().__init__(context, split)
-        self.program = context.spread(instances, 2, num_things=self.num_things, top=self.TOP)
-
-    def protocol(self) -> dict[str, Any]:
-        faster = self.context.config.evaluation.faster_coco_eval
-        return super().protocol() | {
-            "metric": "COCO mask AP, " + ("faster-coco-eval" if faster else "pycocotools"),
-            "truth": "thing segments of the panoptic truth, crowds as crowds",
-            "detections": f"best {self.TOP} pairs of query and class, thing classes of these",
-        }
-
-    def _answer(self, sample: int, record: Record, found: postprocess.Instances) -> Answer:
-        cut = np.s_[: record.height, : record.width]
-        true = [
-            {"category": s.category, "crowd": s.crowd, "rle": _rle(mask)}
-            for s, mask in truth.segment_masks(record)
-            if s.category < self.num_things
-        ]
-        kept = [k for k in np.flatnonzero(found.valid) if found.mask[k][cut].any()]
-        detections = [
-            {
-                "category": int(found.label[k]),
-                "score": float(found.score[k]),
-                "rle": _rle(found.mask[k][cut]),
-            }
-            for k in kept
-        ]
-        result = {
-            "sample": sample,
-            "name": record.file_name,
-            "size": [record.height, record.width],
-            "truth": true,
-            "detections": detections,
-        }
-        result["score"] = self._precision([result]).result()["ap"]
-
-        def pictures() -> Pictures:
-            truths = [(_mask(t, record), t["category"]) for t in true if not t["crowd"]]
-            best = [d for d in detections if d["score"] > MATCH]
-            answers = [(_mask(d, record), d["category"]) for d in best]
-            return self._pictures(record, truths, answers, f"AP {result['score']:.0f}")
-
-        return Answer(result, pictures)
-
-    def _precision(self, results: Sequence[Result]):
-        """average_precision over images and things of any number, also none."""
-        masks = [(r, mask) for r in results for mask in r["truth"]]
-        data = {
-            "images": [
-                {"id": r["sample"], "height": r["size"][0], "width": r["size"][1]} for r in results
-            ],
-            "categories": [{"id": c, "name": self.names[c]} for c in range(self.num_things)],
-            "annotations": [
-                {
-                    "id": number,
-                    "image_id": r["sample"],
-                    "category_id": mask["category"],
-                    "iscrowd": int(mask["crowd"]),
-                    "segmentation": {"size": r["size"], "counts": mask["rle"]},
-                    "area": float(
-                        coco_mask.area({"size": r["size"], "counts": mask["rle"].encode()})
-                    ),
-                }
-                for number, (r, mask) in enumerate(masks, 1)
-            ],
-        }
-        detections = [
-            {
-                "image_id": r["sample"],
-                "category_id": mask["category"],
-                "score": mask["score"],
-                "segmentation": {"size": r["size"], "counts": mask["rle"]},
-            }
-            for r in results
-            for mask in r["detections"]
-        ]
-        faster = self.context.config.evaluation.faster_coco_eval
-        return average_precision(data, detections, faster=faster)
-
-    def summary(self, results: Sequence[Result]) -> dict[str, float]:
-        found = self._precision(results)
-        per_class = {
-            f"class/{self.names[c]}/ap": 100 * value for c, value in found.per_category.items()
-        }
-        return found.result() | per_class
-
-
-class Semantic(_Everything):
+class Semantic(Everything):
     """A class for every pixel."""
 
     name = "semantic"
@@ -387,15 +275,6 @@ def _meant(true_map, true, ids, predicted) -> dict[int, int]:
             if union and np.count_nonzero(mask & other) / union > MATCH:
                 out[number] = segment.category
     return out
-
-
-def _rle(mask: np.ndarray) -> str:
-    return coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
-
-
-def _mask(stored: dict, record: Record) -> np.ndarray:
-    size = [record.height, record.width]
-    return coco_mask.decode({"size": size, "counts": stored["rle"].encode()}).astype(bool)
 
 
 def _named(image, pairs, names: list[str]) -> np.ndarray:

@@ -10,11 +10,12 @@ import numpy as np
 
 from seem_jax.data.schema import Record
 from seem_jax.evaluation import programs, referring, sheets, truth
+from seem_jax.evaluation.reader import EvalBatch
 from seem_jax.evaluation.results import Result
 from seem_jax.evaluation.tasks.base import Answer, Context, Pictures
 from seem_jax.image import decode_image
 from seem_jax.interaction import POINTS_PER_CLICK
-from seem_jax.types import Batch, VisualPrompts
+from seem_jax.types import VisualPrompts
 
 PHRASES_PER_CALL = 4
 CLICK_CENTRE = POINTS_PER_CLICK // 2
@@ -34,32 +35,41 @@ class Referring:
         self.data, self.ways = context.open(split), tuple(ways)
         self.columns = ("input", "truth", *self.ways)
         self.programs = {way: context.spread(WAYS[way], 1) for way in self.ways}
+        self.sizing = context.sizing(context.config.evaluation.referring_edges)
+        self.encode = context.encoder(self.sizing)
 
-    def units(self, limit: int) -> list[list[int]]:
-        return self.context.units(len(self.data), limit)
+    def count(self) -> int:
+        return len(self.data)
+
+    def grouped(self, samples: Sequence[int]) -> list[list[int]]:
+        return self.context.grouped(self.data, samples, self.sizing)
 
     def protocol(self) -> dict[str, Any]:
         first = self.context.config.evaluation.first_sentence_only
         return {
             "metric": "SEEM GroundingEvaluator; cIoU over all expressions, denominator + 1e-6",
-            "sentences": "the first of each object (official)" if first else "all",
+            "sentences": "the first of each object (official)"
+            if first
+            else "all; first_sentence/ has the first of each object (official)",
             "click": "official first click on the true object, at model size",
+            "image": self.sizing.describe(),
             "mask_resize": "bilinear to the padded input, antialiased bicubic to the original",
             "ways": list(self.ways),
         }
 
     def answers(self, params, units) -> Iterator[list[Answer]]:
-        for samples, batch, records in self.context.batches(self.data, units):
+        for batch in self.context.batches(self.data, units, self.sizing):
+            records = batch.records
             wanted = [self._wanted(record) for record in records]
-            plan = self.context.plan(batch, records)
-            features = self.context.encode(params, batch.image)
+            plan = self.context.plan(batch)
+            features = self.encode(params, batch.image, batch.image_size)
             most = max(map(len, wanted))
             found: list[list[dict]] = [[] for _ in records]
             shown: dict[int, tuple] = {}
             for start in range(0, most, PHRASES_PER_CALL):
                 part = [own[start : start + PHRASES_PER_CALL] for own in wanted]
                 ids, valid = _phrases(batch, part)
-                originals, models = self._truth(records, part, plan, len(batch.image))
+                originals, models = self._truth(batch, part, plan)
                 answers = {
                     way: jax.device_get(
                         program(params, features, ids, valid, originals, models, plan)
@@ -73,7 +83,9 @@ class Referring:
                         shown[b] = (own[0], answers, originals)
             yield [
                 self._answer(sample, record, own, shown.get(b), b)
-                for b, (sample, record, own) in enumerate(zip(samples, records, found, strict=True))
+                for b, (sample, record, own) in enumerate(
+                    zip(batch.samples, records, found, strict=True)
+                )
             ]
 
     def _wanted(self, record: Record) -> list[int]:
@@ -85,16 +97,16 @@ class Referring:
             first.setdefault(index, phrase)
         return sorted(first.values())
 
-    def _truth(self, records: list[Record], part: list[list[int]], plan, rows: int):
+    def _truth(self, batch: EvalBatch, part: list[list[int]], plan):
         """(bool [B, G, H, W] at original size, bool [B, G, h, w] at model size) of some phrases."""
-        size = self.context.size
-        originals = np.zeros((rows, PHRASES_PER_CALL, *plan.inside.shape[1:]), bool)
-        models = np.zeros((rows, PHRASES_PER_CALL, size, size), bool)
-        for b, (record, own) in enumerate(zip(records, part, strict=True)):
+        shape = (len(batch.image), PHRASES_PER_CALL)
+        originals = np.zeros((*shape, *plan.inside.shape[1:]), bool)
+        models = np.zeros((*shape, *batch.canvas), bool)
+        for b, (record, own) in enumerate(zip(batch.records, part, strict=True)):
             for g, phrase in enumerate(own):
                 mask = truth.object_mask(record, record.phrase_object[phrase])
                 originals[b, g, : record.height, : record.width] = mask
-                models[b, g] = truth.at_model_size(mask, size)
+                models[b, g] = self.sizing.place_map(mask)
         return originals, models
 
     def _answer(self, sample: int, record: Record, own: list[dict], shown, b: int) -> Answer:
@@ -123,31 +135,37 @@ class Referring:
         return Answer(result, pictures)
 
     def summary(self, results: Sequence[Result]) -> dict[str, float]:
-        out = {}
         phrases = [phrase for result in results for phrase in result["phrases"]]
+        firsts = [phrase for phrase in phrases if phrase["first"]]
+        out = self._scores(phrases, "")
+        return out | (self._scores(firsts, "first_sentence/") if len(firsts) < len(phrases) else {})
+
+    def _scores(self, phrases: Sequence[dict], start: str) -> dict[str, float]:
+        out = {}
         for way in self.ways:
             counts = (
                 np.array([p[key][way] for p in phrases], np.int64)
                 for key in ("intersection", "union")
             )
-            prefix = f"{way}/" if len(self.ways) > 1 else ""
+            prefix = start + (f"{way}/" if len(self.ways) > 1 else "")
             out |= {prefix + key: value for key, value in referring.scores(*counts).items()}
         return out
 
 
-def _phrases(batch: Batch, part: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+def _phrases(batch: EvalBatch, part: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     """Token ids int32 and their valid bool [B, PHRASES_PER_CALL, J] of some phrases of each row."""
-    shape = (len(batch.image), PHRASES_PER_CALL, batch.phrases.token_ids.shape[-1])
+    shape = (len(batch.image), PHRASES_PER_CALL, batch.token_ids.shape[-1])
     ids, valid = np.zeros(shape, np.int32), np.zeros(shape, bool)
     for b, own in enumerate(part):
-        ids[b, : len(own)] = batch.phrases.token_ids[b, own]
-        valid[b, : len(own)] = batch.phrases.token_valid[b, own]
+        ids[b, : len(own)] = batch.token_ids[b, own]
+        valid[b, : len(own)] = batch.token_valid[b, own]
     return ids, valid
 
 
 def _counts(record: Record, phrase: int, answers: dict, b: int, g: int) -> dict[str, Any]:
     return {
         "text": record.phrase_text[phrase],
+        "first": record.phrase_object[phrase] not in record.phrase_object[:phrase],
         "intersection": {way: int(a.intersection[b, g]) for way, a in answers.items()},
         "union": {way: int(a.union[b, g]) for way, a in answers.items()},
     }

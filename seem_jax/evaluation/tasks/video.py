@@ -16,7 +16,7 @@ from seem_jax.data.schema import Record
 from seem_jax.demo import draw
 from seem_jax.evaluation import sheets, truth, vos
 from seem_jax.evaluation.results import Result
-from seem_jax.evaluation.tasks.base import Answer, Context, Pictures, encode_image
+from seem_jax.evaluation.tasks.base import Answer, Context, Pictures
 from seem_jax.image import decode_image
 from seem_jax.models.seem import mask_logits, remember
 from seem_jax.types import Memory, VisualPrompts
@@ -24,24 +24,21 @@ from seem_jax.types import Memory, VisualPrompts
 OBJECTS = 5  # prompts of a decoding are a multiple of this, so that few sizes compile
 
 
-def first_frame(model, params, image, prompts: VisualPrompts, *, num: int):
+def first_frame(model, params, features, prompts: VisualPrompts, *, num: int):
     """(tokens of the prompts, memory of their answers) on the frame that they were drawn on, [1, ...]."""
     variables = {"params": params}
-    features = encode_image(model, params, image)
     visual = model.apply(variables, features, prompts, num, method="encode_prompts")
     outputs = model.apply(variables, features, None, visual, objects=False, method="decode")
     return visual, remember(outputs, visual)
 
 
-def later_frames(model, params, visual, memory: Memory, image, plan):
+def later_frames(model, params, visual, memory: Memory, features, plan):
     """uint8 [B, H, W], the object of each pixel (0 none) of frames, each decoded by itself.
 
     A pixel goes to the object with the largest logit, if that is above 0.
     """
-    features = encode_image(model, params, image)
-    visual, memory = jax.tree.map(
-        lambda array: jnp.repeat(array, len(image), axis=0), (visual, memory)
-    )
+    frames = len(features.mask)
+    visual, memory = jax.tree.map(lambda array: jnp.repeat(array, frames, axis=0), (visual, memory))
     outputs = model.apply(
         {"params": params}, features, None, visual, memory, objects=False, method="decode"
     )
@@ -70,6 +67,8 @@ class Video:
             lambda num: jax.jit(functools.partial(first_frame, context.model, num=num))
         )
         self.later = context.spread(later_frames, 3)
+        self.sizing = context.sizing(context.config.evaluation.video_edges, bicubic=True)
+        self.encode = context.encoder(self.sizing)
 
     def protocol(self) -> dict[str, Any]:
         return {
@@ -78,15 +77,17 @@ class Video:
             if self.one_click
             else f"the masks of the first frame, at most {self._points()} points of each",
             "method": "tokens and memory of the first frame; each later frame is decoded by itself",
+            "image": self.sizing.describe(),
             "frames": "first and last are left out",
             "overlap": "the largest logit above 0",
         }
 
-    def units(self, limit: int) -> list[list[int]]:
-        """A sample is a sequence here; `limit` counts sequences."""
-        return [
-            [number] for number in range(min(len(self.sequences), limit or len(self.sequences)))
-        ]
+    def count(self) -> int:
+        """A sample is a sequence here."""
+        return len(self.sequences)
+
+    def grouped(self, samples: Sequence[int]) -> list[list[int]]:
+        return [[sample] for sample in samples]
 
     def answers(self, params, units) -> Iterator[list[Answer]]:
         for unit in units:
@@ -97,28 +98,25 @@ class Video:
         unit = self.sequences[number]
         size = self.context.config.evaluation.batch_size
         batches = [unit[start : start + size] for start in range(0, len(unit), size)]
-        true: list[np.ndarray] = []
-        found: list[np.ndarray] = []
-        shown: list[tuple[Record, np.ndarray, np.ndarray]] = []
         kept = {0, len(unit) // 2, len(unit) - 1}
-        given, num, name = None, 0, ""
-        for _, batch, records in self.context.batches(self.data, batches):
-            maps = [self._truth(record) for record in records]
+        shown: list[tuple[Record, np.ndarray, np.ndarray]] = []
+        given, frame, name = None, 0, ""
+        for batch in self.context.batches(self.data, batches, self.sizing):
+            maps = [self._truth(record) for record in batch.records]
+            features = self.encode(params, batch.image, batch.image_size)
             if given is None:
-                name = records[0].sequence or records[0].file_name
-                num = int(maps[0].max(initial=0))
-                prompts = self._prompts(maps[0], num)
-                count = max(OBJECTS, -(-num // OBJECTS) * OBJECTS)
-                given = self.first(count)(params, batch.image[:1], prompts(count))
-            labels = self.later(params, *given, batch.image, self.context.plan(batch, records))
-            for record, own, answer in zip(records, maps, np.asarray(labels), strict=False):
-                answer = answer[: record.height, : record.width]
-                answer = own if not true else answer  # the first frame was given
-                if len(true) in kept:
+                name = batch.records[0].sequence or batch.records[0].file_name
+                scores = vos.FrameScores(name)
+                given = self._first_frame(params, features, maps[0])
+            labels = self.later(params, *given, features, self.context.plan(batch))
+            for record, own, answer in zip(batch.records, maps, np.asarray(labels), strict=False):
+                # The first frame was given.
+                answer = answer[: record.height, : record.width] if frame else own
+                if frame in kept:
                     shown.append((record, own, answer))
-                true.append(own.astype(np.uint8))
-                found.append(answer.astype(np.uint8))
-        tracks = vos.semi_supervised(np.stack(true), np.stack(found), name)
+                scores.add(own, answer)
+                frame += 1
+        tracks = scores.tracks()
         result = {
             "sample": number,
             "name": name,
@@ -128,6 +126,13 @@ class Video:
             "boundary": tracks.boundary,
         }
         return Answer(result, functools.partial(_pictures, shown, result))
+
+    def _first_frame(self, params, features, ids: np.ndarray):
+        """What the objects of the first frame are, from its features [B, ...] and its map."""
+        num = int(ids.max(initial=0))
+        count = max(OBJECTS, -(-num // OBJECTS) * OBJECTS)
+        alone = jax.tree.map(lambda array: array[:1], features)
+        return self.first(count)(params, alone, self._prompts(ids, num, count))
 
     def _truth(self, record: Record) -> np.ndarray:
         if not record.segment_map:
@@ -140,29 +145,24 @@ class Video:
     def _points(self) -> int:
         return self.context.config.data.max_points
 
-    def _prompts(self, ids: np.ndarray, num: int):
-        """A function: number of prompts -> what was drawn on the first frame, [1, ...]."""
-        small = truth.at_model_size(ids, self.context.size)
-
-        def make(count: int) -> VisualPrompts:
-            masks = small[None] == np.arange(1, count + 1)[:, None, None]  # [count, h, w]
-            if self.one_click:
-                points, positive, valid, _ = interaction.first_clicks(jnp.asarray(masks)[None])
-                return interaction.as_prompts(points, positive, valid)
-            each = self._points()
-            points = np.zeros((1, count * each, 2), np.float32)
-            valid = np.zeros((1, count * each), bool)
-            for p in range(num):
-                pixels = np.argwhere(masks[p])[:, ::-1].astype(np.int32)
-                drawn, _ = strokes.sample([pixels], each, np.random.default_rng((num, p)))
-                points[0, p * each : p * each + len(drawn)] = drawn / self.context.size
-                valid[0, p * each : p * each + len(drawn)] = True
-            owner = np.repeat(np.arange(count, dtype=np.int32), each)[None]
-            return VisualPrompts(
-                points=points, prompt=owner, positive=np.ones_like(valid), valid=valid
-            )
-
-        return make
+    def _prompts(self, ids: np.ndarray, num: int, count: int) -> VisualPrompts:
+        """What was drawn on the first frame, [1, ...], with room for `count` objects."""
+        small = self.sizing.place_map(ids)
+        size = np.array(small.shape[::-1], np.float32)
+        masks = small[None] == np.arange(1, count + 1)[:, None, None]  # [count, h, w]
+        if self.one_click:
+            points, positive, valid, _ = interaction.first_clicks(jnp.asarray(masks)[None])
+            return interaction.as_prompts(points, positive, valid)
+        each = self._points()
+        points = np.zeros((1, count * each, 2), np.float32)
+        valid = np.zeros((1, count * each), bool)
+        for p in range(num):
+            pixels = np.argwhere(masks[p])[:, ::-1].astype(np.int32)
+            drawn, _ = strokes.sample([pixels], each, np.random.default_rng((num, p)))
+            points[0, p * each : p * each + len(drawn)] = drawn / size
+            valid[0, p * each : p * each + len(drawn)] = True
+        owner = np.repeat(np.arange(count, dtype=np.int32), each)[None]
+        return VisualPrompts(points=points, prompt=owner, positive=np.ones_like(valid), valid=valid)
 
     def summary(self, results: Sequence[Result]) -> dict[str, float]:
         tracks = [

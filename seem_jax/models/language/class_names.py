@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import hashlib
 import logging
 import os
+import weakref
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from seem_jax.name_templates import NO_OBJECT, spoken
+
+MAX_ROWS = 4096  # names that a ClassTables remembers
 
 
 class Encoder(Protocol):
@@ -59,9 +63,11 @@ def embed(model, params: dict, token_ids, token_valid):
 
 
 class ClassTables:
-    """Makes class tables of any vocabulary; each is computed once where there is a cache folder.
+    """Makes class tables of any vocabulary and remembers what it made.
 
-    Names are encoded one by one, so that a vocabulary of another size compiles nothing anew.
+    Names are encoded one by one, so that a vocabulary of another size compiles nothing anew, and one
+    that shares names with those before it encodes only the new ones. With a cache folder a table
+    is computed once for the same weights and sentences, whatever process asks.
     """
 
     def __init__(self, model, tokenizer: Encoder, length: int, cache: str | Path | None = None):
@@ -69,6 +75,9 @@ class ClassTables:
         self.model, self.tokenizer, self.length = model, tokenizer, length
         self.cache = None if cache is None else Path(cache)
         self._embed = jax.jit(functools.partial(embed, model))
+        self._rows: collections.OrderedDict[bytes, np.ndarray] = collections.OrderedDict()
+        self._weights: list[weakref.ref] = []  # those that the rows were made with
+        self._digest = ""
 
     def table(
         self, params: dict, classes: Sequence[str | Sequence[str]], templates: Sequence[str]
@@ -84,6 +93,7 @@ class ClassTables:
         names = [name for group in groups for name in group]
         ids, valid = class_token_ids(self.tokenizer, names, self.length, templates)
         owner = [c for c, group in enumerate([*groups, [NO_OBJECT]]) for _ in group]
+        self._forget_other_weights(params)
         if self.cache is None:
             return self._compute(params, ids, valid, owner)
         path = self.cache / f"{self._key(params, ids, valid, owner)}.npz"
@@ -93,24 +103,47 @@ class ClassTables:
             _write_table(path, found)
         return found
 
+    def _forget_other_weights(self, params: dict) -> None:
+        leaves = jax.tree.leaves(_text_weights(params))
+        known = [weight() for weight in self._weights]
+        if len(known) != len(leaves) or any(a is not b for a, b in zip(known, leaves)):
+            self._weights = [weakref.ref(leaf) for leaf in leaves]
+            self._rows.clear()
+            self._digest = ""
+
     def _compute(self, params, ids, valid, owner: list[int]) -> np.ndarray:
-        rows = [self._embed(params, ids[n, None], valid[n, None]) for n in range(len(ids))]
-        rows = np.concatenate(jax.device_get(rows))  # [names, V]
+        rows = np.stack([self._row(params, ids[n], valid[n]) for n in range(len(ids))])
         table = np.zeros((owner[-1] + 1, rows.shape[1]), np.float32)
         np.add.at(table, owner, rows)
         return table / np.linalg.norm(table, axis=1, keepdims=True)
 
+    def _row(self, params, ids: np.ndarray, valid: np.ndarray) -> np.ndarray:
+        """float32 [V] of one name, from its sentences [templates, length]."""
+        key = repr(ids.shape).encode() + ids.tobytes() + valid.tobytes()
+        if key not in self._rows:
+            self._rows[key] = jax.device_get(self._embed(params, ids[None], valid[None]))[0]
+            if len(self._rows) > MAX_ROWS:
+                self._rows.popitem(last=False)
+        self._rows.move_to_end(key)
+        return self._rows[key]
+
     def _key(self, params, ids, valid, owner: list[int]) -> str:
         """SHA-256 of all that the table depends on: the text encoder, its weights, the sentences."""
         config = self.model.config
-        total = hashlib.sha256(repr((config.text, config.dtype, ids.shape, owner)).encode())
-        weights = {name: params[name] for name in ("text", "text_projection")}
-        for path, leaf in jax.tree_util.tree_leaves_with_path(weights):
-            total.update(f"{jax.tree_util.keystr(path)}{leaf.shape}{leaf.dtype}".encode())
-            total.update(np.ascontiguousarray(jax.device_get(leaf)).data)
+        if not self._digest:
+            weights = hashlib.sha256(repr((config.text, config.dtype)).encode())
+            for path, leaf in jax.tree_util.tree_leaves_with_path(_text_weights(params)):
+                weights.update(f"{jax.tree_util.keystr(path)}{leaf.shape}{leaf.dtype}".encode())
+                weights.update(np.ascontiguousarray(jax.device_get(leaf)).data)
+            self._digest = weights.hexdigest()
+        total = hashlib.sha256(repr((self._digest, ids.shape, owner)).encode())
         total.update(np.ascontiguousarray(ids).data)
         total.update(np.ascontiguousarray(valid).data)
         return total.hexdigest()
+
+
+def _text_weights(params: dict) -> dict:
+    return {name: params[name] for name in ("text", "text_projection")}
 
 
 def _read_table(path: Path) -> np.ndarray | None:
@@ -126,8 +159,12 @@ def _read_table(path: Path) -> np.ndarray | None:
 
 
 def _write_table(path: Path, table: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes aside, then renames. A folder that cannot be written to is said once and does no harm."""
     aside = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
-    with aside.open("wb") as file:
-        np.savez(file, table=table)
-    os.replace(aside, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as file:
+            np.savez(file, table=table)
+        os.replace(aside, path)
+    except OSError as error:
+        logging.getLogger(__name__).warning("the class table is not kept: %s", error)

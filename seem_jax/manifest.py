@@ -1,0 +1,119 @@
+"""What a folder of arrays must hold: a hash of every file, and of every array as it was in memory.
+
+Written last, beside the files, as manifest.json: {"files": {name: SHA-256}, "leaves": {path: 16 hex
+digits}, "digest": SHA-256 of the two before}. The hashes of files find what happened on the disk; those
+of leaves also what happened before and after, and they do not depend on how an array is split over
+devices, so a restore onto another mesh is checked too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+NAME = "manifest.json"
+
+
+def write(path: Path, leaves: dict[str, str]) -> None:
+    """Seals a folder. `leaves` come from `fingerprints`."""
+    content = {
+        "files": {str(file.relative_to(path)): _sha256(file) for file in _files(path)},
+        "leaves": leaves,
+    }
+    temporary = path / (NAME + ".tmp")
+    temporary.write_text(json.dumps({**content, "digest": _digest(content)}, indent=1))
+    os.replace(temporary, path / NAME)
+
+
+def problem(path: Path) -> str | None:
+    """What is wrong with a sealed folder, or None: every file is as it was written."""
+    try:
+        found = json.loads((path / NAME).read_text())
+        digest = found.pop("digest") if "digest" in found else None
+    except (OSError, ValueError, AttributeError):
+        return f"{path} has no readable {NAME}: saving it did not finish, or the file was changed"
+    # Manifests of before had neither leaves nor a digest: a flat dictionary of files.
+    if digest is not None and digest != _digest(found):
+        return f"{path / NAME} was changed after it was written (its digest differs)"
+    wanted = found if digest is None else found["files"]
+    present = {str(file.relative_to(path)) for file in _files(path)}
+    for name in sorted(set(wanted) | present):
+        if name not in present:
+            return f"{path / name} is missing"
+        if name not in wanted:
+            return f"{path / name} does not belong there"
+        if _sha256(path / name) != wanted[name]:
+            return f"{path / name} was changed after it was written (SHA-256 differs)"
+    return None
+
+
+def leaves(path: Path) -> dict[str, str]:
+    """The hashes of the arrays in a sealed folder; none in one of before there were any."""
+    return json.loads((path / NAME).read_text()).get("leaves", {})
+
+
+def differing(wanted: dict[str, str], trees: dict[str, Any]) -> list[str]:
+    """Paths of arrays that are not what they were when they were saved; `wanted` may know more."""
+    if not wanted:
+        return []
+    found = fetch(fingerprints(trees))
+    return [path for path, value in found.items() if wanted.get(path) != value]
+
+
+def fingerprints(trees: dict[str, Any]) -> dict[str, jax.Array]:
+    """Path -> uint32 [2], computed where the arrays lie; returns before they are done.
+
+    Two sums modulo 2^32 over the bits of all elements, each times odd numbers that depend on the
+    element's place. Integer sums do not depend on the order, so every mesh gives the same. One
+    flipped bit changes each sum for certain, other changes with probability 1 - 2^-64.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(trees)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): _sums(x) for path, x in leaves}
+
+
+def fetch(prints: dict[str, jax.Array]) -> dict[str, str]:
+    """The fingerprints as text, once they are done."""
+    values = {path: np.asarray(x.addressable_data(0)) for path, x in prints.items()}
+    return {path: f"{a:08x}{b:08x}" for path, (a, b) in values.items()}
+
+
+@jax.jit
+def _sums(x: jax.Array) -> jax.Array:
+    words = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
+    bits = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(x, words)
+    bits = bits.astype(jnp.uint32)
+    place = jnp.zeros(bits.shape, jnp.uint32)
+    for axis, size in enumerate(bits.shape):  # the linear index, without a reshape across devices
+        place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+    sums = [
+        (bits * (_mixed(place + jnp.uint32(seed)) | jnp.uint32(1))).sum(dtype=jnp.uint32)
+        for seed in (0x9E3779B9, 0x7F4A7C15)
+    ]
+    return jnp.stack(sums)
+
+
+def _mixed(x: jax.Array) -> jax.Array:
+    """The finaliser of MurmurHash3 (Appleby, public domain): neighbours get unlike numbers."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def _digest(content: dict) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(f for f in path.rglob("*") if f.is_file() and not f.name.startswith(NAME))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
