@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from seem_jax import sharding
 from seem_jax.benchmark import clock, compiling, inputs, operations, timing
@@ -13,6 +14,7 @@ from seem_jax.benchmark.costs import loop_flop, measure, product_flop
 from seem_jax.benchmark.operations import CLICK_POINTS, ROUNDS, cost_of
 from seem_jax.benchmark.programs import parts
 from seem_jax.config import load_config
+from seem_jax.nn.attention import Attention
 from tests.fakes import tiny_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,19 +84,26 @@ def test_a_click_costs_a_small_part_of_the_image_and_more_with_more_points(tiny)
     assert many.temp_bytes < 8e6
 
 
-def test_the_image_takes_no_gradient_where_the_encoders_are_frozen():
-    """Else the embedding of a level would cost a product of every pixel with every projection."""
-    config = tiny_config()
-    config.optimizer.frozen = ("backbone", "pixel_decoder", "text")
-    config.max_rounds = 0
-    frozen = parts(config)
-    with sharding.use(frozen.mesh):
-        program = frozen.train_step(rounds=False)
-        step = product_flop(jax.make_jaxpr(program.function)(*program.arguments).jaxpr)
-    encode = product_flop(
-        jax.make_jaxpr(frozen.encode().function)(*frozen.encode().arguments).jaxpr
-    )
-    assert step < LIMIT * encode
+def test_the_embedding_of_a_level_costs_no_product_with_every_pixel_in_the_gradient():
+    """Where the encoders are frozen, it is all that the projections of the image learn from."""
+    attention = Attention(32, 4)
+    pixels = jax.ShapeDtypeStruct((1, 4096, 32), jnp.float32)
+    mark = jax.ShapeDtypeStruct((32,), jnp.float32)
+
+    def project(params, mark, pixels):
+        return attention.apply({"params": params}, pixels, pixels, mark, method="keys_values")
+
+    def total(params, mark, pixels):
+        return sum(jnp.sin(x).sum() for x in project(params, mark, pixels))
+
+    params = jax.eval_shape(
+        lambda key: nn.unbox(attention.init(key, *[jnp.zeros((1, 4, 32))] * 3)), jax.random.key(0)
+    )["params"]
+    given = (params, mark, pixels)
+    forward = product_flop(jax.make_jaxpr(project)(*given).jaxpr)
+    gradient = product_flop(jax.make_jaxpr(jax.grad(total, argnums=1))(*given).jaxpr)
+    assert 2 * 2 * 4096 * 32 * 32 <= forward
+    assert gradient < 1.01 * forward
 
 
 def test_the_figures_of_a_time_belong_together():

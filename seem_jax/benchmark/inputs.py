@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,19 +105,22 @@ def shapes_of(tree):
 
 
 def fill(tree, seed: int = 0):
-    """Arrays for a tree of shapes: small normal values, True, 0; scales of norms are 1.
+    """Arrays for a tree of shapes: small normal values, True, 0; points of the image; scales of norms are 1.
 
     Times do not depend on the values, but those of denormal or infinite numbers would.
     """
     rng = np.random.default_rng(seed)
 
     def one(path, leaf):
-        dtype = np.dtype(leaf.dtype)
-        if dtype.kind == "b" or jax.tree_util.keystr(path).endswith("['scale']"):
+        dtype, name = np.dtype(leaf.dtype), jax.tree_util.keystr(path)
+        if dtype.kind == "b" or name.endswith("['scale']"):
             return jnp.ones(leaf.shape, leaf.dtype)
         if dtype.kind in "iu":
             return jnp.zeros(leaf.shape, leaf.dtype)
-        values = rng.standard_normal(leaf.shape, dtype=np.float32)
-        return jnp.asarray(values * max(leaf.shape[0] if leaf.shape else 1, 1) ** -0.5, leaf.dtype)
+        if name.endswith(".points"):
+            return jnp.asarray(rng.random(leaf.shape, np.float32), leaf.dtype)
+        fan_in = max(math.prod(leaf.shape[:-1]), 1)
+        values = rng.standard_normal(leaf.shape, np.float32) * fan_in**-0.5
+        return jnp.asarray(values, leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(one, tree)

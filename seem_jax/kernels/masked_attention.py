@@ -14,8 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seem_jax.kernels import masked_attention_gpu, masked_attention_tpu
-
 NEVER = -1e30  # score of a pixel that is not seen; finite, so that differences stay numbers
 CHUNK = 2048  # keys whose scores are held at once
 # Below these scores (bytes, float32) the matrix of all scores is faster than chunks of it.
@@ -174,12 +172,15 @@ _in_chunks.defvjp(_in_chunks_forward, _in_chunks_backward)
 
 
 def _pallas_tpu(q, k, v, logits):
+    # Imported here, as below: the compilers for one device cost all others a second at the start.
+    from seem_jax.kernels import masked_attention_tpu
+
     return masked_attention_tpu.attention(q, k, v, logits, sees_nothing(logits))
 
 
 @jax.custom_vjp
 def _pallas_gpu(q, k, v, logits):
-    return masked_attention_gpu.forward(q, k, v, _opened(logits))[0]
+    return _pallas_gpu_forward(q, k, v, logits)[0]
 
 
 def _opened(logits):
@@ -188,6 +189,8 @@ def _opened(logits):
 
 
 def _pallas_gpu_forward(q, k, v, logits):
+    from seem_jax.kernels import masked_attention_gpu
+
     logits = _opened(logits)
     out, sums = masked_attention_gpu.forward(q, k, v, logits)
     return out, (q, k, v, logits >= 0, out, sums)

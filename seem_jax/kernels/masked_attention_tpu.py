@@ -24,7 +24,7 @@ def attention(q, k, v, logits, empty, *, interpret=False):
     `interpret` runs the kernels as plain JAX, on any device.
     """
     b, a, n, e = q.shape
-    slots, pixels = -n % min(BLOCK_SLOTS, _up(n, 8)), -k.shape[2] % BLOCK_PIXELS
+    slots, pixels = -n % min(BLOCK_SLOTS, _up(n, 16)), -k.shape[2] % BLOCK_PIXELS
     pad = functools.partial(_pad, slots=slots, pixels=pixels)
     # Rows of padding see everything, so that their sums stay finite; nobody reads them.
     logits = pad(logits.astype(jnp.float32), (None, "slots", "pixels"))
