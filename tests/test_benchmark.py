@@ -102,7 +102,7 @@ def test_the_embedding_of_a_level_costs_no_product_with_every_pixel_in_the_gradi
     given = (params, mark, pixels)
     forward = product_flop(jax.make_jaxpr(project)(*given).jaxpr)
     gradient = product_flop(jax.make_jaxpr(jax.grad(total, argnums=1))(*given).jaxpr)
-    assert 2 * 2 * 4096 * 32 * 32 <= forward
+    assert forward >= 2 * 2 * 4096 * 32 * 32
     assert gradient < 1.01 * forward
 
 
