@@ -46,11 +46,17 @@ MAY_IMPORT = {
         "demo",  # pictures of results
         *BASE,
     },
+    "sam_names": {"predictor", "video"},
+    "video": {"predictor", "models", "image", "data", "demo", *BASE},
 }
 ANYTHING = {
     "train",
     "evaluate",
     "predict",
+    "predict_inputs",
+    "predict_outputs",
+    "predict_video",
+    "export",
     "benchmark",
     "config_flag",
     "convert",
