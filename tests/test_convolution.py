@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seem_jax.kernels.convolution import IMPLEMENTATIONS, WINOGRAD_WIDTH, choose, convolve
+from seem_jax.kernels.convolution import IMPLEMENTATIONS, convolve
 
 
 def random_given(height=6, width=10, channels=5, out=7):
@@ -38,20 +38,11 @@ def test_every_implementation_is_the_definition_forward_and_backward(name):
         np.testing.assert_allclose(got, want, atol=1e-4, rtol=1e-4)
 
 
-def test_narrow_odd_and_half_precision_maps_take_the_plain_convolution():
-    wide = jnp.zeros((3, 3, WINOGRAD_WIDTH, WINOGRAD_WIDTH))
-
-    def chosen(height, dtype=jnp.float32):
-        return choose(jnp.zeros((1, height, 4, WINOGRAD_WIDTH), dtype), wide.astype(dtype))
-
-    assert chosen(4) == "winograd"
-    assert chosen(5) == chosen(4, jnp.bfloat16) == "direct"
-    assert choose(*random_given()) == "direct"
-
-
 def test_what_does_not_fit_is_refused_with_the_shapes():
     x, kernel = random_given()
     with pytest.raises(ValueError, match=r"\(2, 6, 10, 5\).*\(3, 3, 4, 7\)"):
         convolve(x, kernel[:, :, :4])
     with pytest.raises(ValueError, match="unknown implementation 'fft'"):
         convolve(x, kernel, implementation="fft")
+    with pytest.raises(ValueError, match="got a map of 5 x 10"):
+        convolve(x[:, :5], kernel, implementation="winograd")

@@ -6,35 +6,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Below this width the products of `winograd` are too thin to win back what its sums cost.
-WINOGRAD_WIDTH = 128
-
 
 def convolve(x, kernel, *, implementation: str | None = None):
     """3x3 convolution of stride 1 with zero padding ("same"); [B, H, W, C] -> [B, H, W, D].
 
     x is float [B, H, W, C]; kernel is float [3, 3, C, D] of the same dtype. "direct" is the
     convolution of XLA and defines the result; "shifted" adds up nine matrix products; "winograd"
-    (Lavin and Gray 2016, arXiv 1509.09308, F(2x2, 3x3)) needs 4 products a pixel instead of 9, for
-    float32 and even H and W. None takes "winograd" on CPU for wide float32 maps, else "direct".
-    Raises ValueError for an unknown implementation and for shapes that do not fit.
+    (Lavin and Gray 2016, arXiv 1509.09308, F(2x2, 3x3)) needs 4 products a pixel instead of 9, and
+    even H and W. None takes "direct": suite `kernels` of the benchmark has not shown another one to
+    be faster yet. Raises ValueError for an unknown implementation and for shapes that do not fit.
     """
     if x.ndim != 4 or kernel.shape[:3] != (3, 3, x.shape[-1]):
         raise ValueError(
             f"convolution of {x.shape} with a kernel {kernel.shape}: expected [B, H, W, C] and "
             "[3, 3, C, D]."
         )
-    name = implementation or choose(x, kernel)
+    name = implementation or "direct"
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"unknown implementation {name!r}; choose from {sorted(IMPLEMENTATIONS)}.")
     return IMPLEMENTATIONS[name](x, kernel)
-
-
-def choose(x, kernel) -> str:
-    """The implementation that was measured to be the fastest for these shapes."""
-    wide = min(kernel.shape[2:]) >= WINOGRAD_WIDTH and x.dtype == jnp.float32
-    even = x.shape[1] % 2 == 0 and x.shape[2] % 2 == 0
-    return "winograd" if jax.default_backend() == "cpu" and wide and even else "direct"
 
 
 def _direct(x, kernel):
@@ -67,6 +57,8 @@ TO_OUTPUT = ((1, 1, 1, 0), (0, 1, -1, -1))
 
 def _winograd(x, kernel):
     b, h, w, _ = x.shape
+    if h % 2 or w % 2:
+        raise ValueError(f"'winograd' got a map of {h} x {w} pixels: it takes even numbers.")
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     # The four rows (columns) of a tile lie two apart in the image, from offsets 0 to 3 on.
     rows = _mix(FROM_INPUT, [padded[:, i : i + h : 2] for i in range(4)])
