@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from seem_jax import benchmark_data
+from seem_jax.benchmark import data as benchmark_data
 from seem_jax.config import Config
 from seem_jax.data.schema import run_pixels
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import shapes
-from seem_jax import benchmark_interactive
+from seem_jax.benchmark import interactive as benchmark_interactive
 from seem_jax.evaluation.tasks import base
 from seem_jax.evaluation.tasks.base import Context
 from seem_jax.evaluation.tasks.clicks import Interactive

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from seem_jax.kernels.masked_attention import masked_attention
+from seem_jax.nn.blocks import per_channel
 
 
 def split_heads(x, num_heads):
@@ -38,6 +39,28 @@ def attend(q, k, v, reads=None):
     return jnp.einsum("bans,base->bane", weights.astype(v.dtype), v)
 
 
+class Projection(nn.Module):
+    """x @ kernel + bias, [..., width] to [..., width]; `linear` leaves out the bias."""
+
+    width: int
+    axes: tuple[str, str]
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        init, zeros = nn.initializers.xavier_uniform(), nn.initializers.zeros_init()
+        shape = (self.width, self.width)
+        self.kernel = self.param("kernel", nn.with_logical_partitioning(init, self.axes), shape)
+        bias = nn.with_logical_partitioning(zeros, self.axes[1:])
+        self.bias = self.param("bias", bias, (self.width,))
+
+    def __call__(self, x):
+        x = self.linear(x)
+        return x + per_channel(self.bias, x)
+
+    def linear(self, x):
+        return x.astype(self.dtype) @ self.kernel.astype(self.dtype)
+
+
 class Attention(nn.Module):
     """Queries, keys, values and output each have a [D, D] projection (torch: in_proj, out_proj)."""
 
@@ -46,18 +69,10 @@ class Attention(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
-        def dense(axes):
-            return nn.Dense(
-                self.width,
-                dtype=self.dtype,
-                kernel_init=nn.with_logical_partitioning(nn.initializers.xavier_uniform(), axes),
-                bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), axes[1:]),
-            )
-
-        self.query = dense(("embed", "heads"))
-        self.key = dense(("embed", "heads"))
-        self.value = dense(("embed", "heads"))
-        self.out = dense(("heads", "embed"))
+        self.query = Projection(self.width, ("embed", "heads"), self.dtype)
+        self.key = Projection(self.width, ("embed", "heads"), self.dtype)
+        self.value = Projection(self.width, ("embed", "heads"), self.dtype)
+        self.out = Projection(self.width, ("heads", "embed"), self.dtype)
 
     def __call__(self, queries, keys, values, reads=None):
         """queries [B, N, D]; keys, values [B, S, D]; reads bool [B or 1, N, S]. Gives [B, N, D]."""
@@ -65,12 +80,23 @@ class Attention(nn.Module):
         q = split_heads(self.query(queries), self.num_heads)
         return self.out(merge_heads(attend(q, k, v, reads)))
 
-    def keys_values(self, keys, values):
-        """The projected keys and values [B, A, S, E]: all of an image that a layer needs to know."""
-        k = split_heads(self.key(keys), self.num_heads)
-        return k, split_heads(self.value(values), self.num_heads)
+    def keys_values(self, keys, values, mark=None):
+        """The projected keys and values [B, A, S, E]: all of an image that a layer needs to know.
 
-    def look(self, queries, k, v, sees, implementation=None):
-        """Attention over projected pixels; a slot that sees nothing looks everywhere. [B, N, D]."""
+        mark [D] is added to all keys and values, after the projections: they are linear, and where
+        the image itself takes no gradient, that of the mark then needs no product with every pixel.
+        """
+        k, v = self.key(keys), self.value(values)
+        if mark is not None:
+            k = k + per_channel(self.key.linear(mark), k)
+            v = v + per_channel(self.value.linear(mark), v)
+        return split_heads(k, self.num_heads), split_heads(v, self.num_heads)
+
+    def look(self, queries, k, v, mask_logits, implementation=None):
+        """Attention over the projected pixels whose mask_logits [B, N, S] are not negative. [B, N, D].
+
+        A slot that sees nothing looks everywhere.
+        """
         q = split_heads(self.query(queries), self.num_heads)
-        return self.out(merge_heads(masked_attention(q, k, v, sees, implementation=implementation)))
+        seen = masked_attention(q, k, v, mask_logits, implementation=implementation)
+        return self.out(merge_heads(seen))

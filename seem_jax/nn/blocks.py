@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from seem_jax.kernels.convolution import convolve
 from seem_jax.kernels.depthwise import depthwise
 
 init = nn.initializers
@@ -96,13 +97,17 @@ class Conv(nn.Module):
         kernel_init = nn.with_logical_partitioning(self.kernel_init, (None, None, *self.axes))
         shape = (self.size, self.size, x.shape[-1], self.width)
         kernel = self.param("kernel", kernel_init, shape)
-        x = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            window_strides=(self.stride, self.stride),
-            padding=((pad, pad), (pad, pad)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        if (self.size, self.stride, pad) == (3, 1, 1):
+            x = convolve(x, kernel)
+        else:
+            x = jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                window_strides=(self.stride, self.stride),
+                padding=((pad, pad), (pad, pad)),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
         if not self.use_bias:
             return x
         bias_init = nn.with_logical_partitioning(init.zeros_init(), self.axes[-1:])

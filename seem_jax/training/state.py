@@ -17,6 +17,9 @@ from seem_jax.models.seem import SEEM, initialise
 from seem_jax.training import optimizer
 from seem_jax.types import Array
 
+# Compiler options for a program that runs once.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
 
 @struct.dataclass
 class TrainState:
@@ -65,8 +68,10 @@ def create(model: SEEM, config: Config, mesh: Mesh, key: Array) -> TrainState:
             opt_state=tx.init(trainable),
         )
 
+    # It runs once, so on a CPU the compiler need not try hard.
+    options = QUICK if mesh.devices.flat[0].platform == "cpu" else None
     with sharding.use(mesh):
-        return jax.jit(fresh, out_shardings=shardings)(key)
+        return jax.jit(fresh, out_shardings=shardings, compiler_options=options)(key)
 
 
 def num_parameters(tree: Any) -> int:

@@ -150,7 +150,8 @@ def replaced_masks(blocked: list | None, flips: jax.Array | None, sees_of: list 
     def change(call, args, kwargs, context):
         if not (isinstance(context.module, DecoderLayer) and context.method_name == "look"):
             return call(*args, **kwargs)
-        *given, sees = args
+        *given, logits = args
+        sees = logits >= 0
         i = next(layers)
         if blocked is not None:
             official = ~blocked[i][:, : sees.shape[1]]
@@ -160,7 +161,7 @@ def replaced_masks(blocked: list | None, flips: jax.Array | None, sees_of: list 
             sees = sees ^ jnp.zeros(sees.shape, bool).at[places].max(here, mode="drop")
         if sees_of is not None:
             sees_of.append(sees)
-        return call(*given, sees, **kwargs)
+        return call(*given, jnp.where(sees, 1.0, -1.0), **kwargs)
 
     return change
 

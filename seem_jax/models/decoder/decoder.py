@@ -49,14 +49,18 @@ class DecoderLayer(nn.Module):
         self.self_norm = LayerNorm(dtype=self.dtype)
         self.feed_forward_norm = LayerNorm(dtype=self.dtype)
 
-    def image_keys_values(self, pixels, positions):
-        """What this layer needs of an image, [B, A, S, E] twice; the same in every round."""
-        return self.cross_attention.keys_values(pixels + positions, pixels)
+    def image_keys_values(self, pixels, positions, mark):
+        """What this layer needs of an image, [B, A, S, E] twice; the same in every round.
 
-    def look(self, slots, positions, keys, values, sees):
-        """Slots [B, N, D] after looking at the pixels they see (bool [B, N, S])."""
-        implementation = self.attention or None
-        update = self.cross_attention.look(slots + positions, keys, values, sees, implementation)
+        mark [D] is the embedding of the level, which the pixels [B, S, D] do not hold yet.
+        """
+        return self.cross_attention.keys_values(pixels + positions, pixels, mark)
+
+    def look(self, slots, positions, keys, values, mask_logits):
+        """Slots [B, N, D] after looking at the pixels of their last mask (logits [B, N, S])."""
+        update = self.cross_attention.look(
+            slots + positions, keys, values, mask_logits, self.attention or None
+        )
         return self.cross_norm(slots + update)
 
     def read(self, slots, positions, columns, column_positions, reads):
@@ -106,18 +110,20 @@ class Decoder(nn.Module):
         """All that later calls need of an image: mask [B, h, w, D], levels coarse to fine."""
         b, _, _, d = mask.shape
         marked, flat, positions, mask_levels = [], [], [], []
+        marks = self.level_embedding.astype(mask.dtype)
         for index, level in enumerate(levels):
             h, w = level.shape[1:3]
-            level = level + self.level_embedding[index].astype(level.dtype)[None, None, None]
-            marked.append(level)
             flat.append(level.reshape(b, h * w, d))
+            marked.append(level + marks[index][None, None, None])
             sine = jnp.asarray(sine_positions(h, w, d), level.dtype)
             positions.append(sine.reshape(1, h * w, d))
             # Resizing is linear: resize(embedding . features) == embedding . resize(features).
             small = jax.image.resize(mask, (b, h, w, d), "bilinear", antialias=False)
             mask_levels.append(small.reshape(b, h * w, d))
         keys_values = [
-            layer.image_keys_values(flat[i % NUM_LEVELS], positions[i % NUM_LEVELS])
+            layer.image_keys_values(
+                flat[i % NUM_LEVELS], positions[i % NUM_LEVELS], marks[i % NUM_LEVELS]
+            )
             for i, layer in enumerate(self.layers)
         ]
         return Features(
@@ -189,13 +195,15 @@ class Decoder(nn.Module):
         for i, layer in enumerate(self.layers):
             level = i % NUM_LEVELS
             owner = None if memory is None else memory_index[i]
-            sees = _sees(answers[-1][0], features.mask_levels[level], memory, owner, lookers)
+            last = _level_logits(
+                answers[-1][0], features.mask_levels[level], memory, owner, lookers
+            )
             looked = layer.look(
                 x[:, :num_looking],
                 x_positions[:, :num_looking],
                 features.keys[i],
                 features.values[i],
-                sees,
+                last,
             )
             x = jnp.concatenate([looked, x[:, num_looking:]], axis=1)
             columns, column_positions, column_groups = x, x_positions, dict(groups)
@@ -252,10 +260,10 @@ class Decoder(nn.Module):
         return slots, positions, groups
 
 
-def _sees(mask_embedding, mask_level, memory, owner, lookers):
-    """bool [B, N, S]: where the last predicted mask of a slot is not background.
+def _level_logits(mask_embedding, mask_level, memory, owner, lookers):
+    """float32 [B, N, S]: the last predicted mask of each slot, at one level; no gradient.
 
-    Memory slots see the mask that the last round gave to their prompt (`owner`, int32 [B, 32]).
+    Memory slots have the mask that the last round gave to their prompt (`owner`, int32 [B, 32]).
     """
     if memory is not None:
         said = jnp.take_along_axis(memory.mask_embedding, owner[:, :, None], axis=1)
@@ -263,10 +271,8 @@ def _sees(mask_embedding, mask_level, memory, owner, lookers):
         mask_embedding = jnp.concatenate(
             [mask_embedding[:, : lookers["memory"].start], said], axis=1
         )  # memory is the last group that looks
-    logits = jnp.einsum(
-        "bnd,bsd->bns", mask_embedding, mask_level, preferred_element_type=jnp.float32
-    )
-    return jax.lax.stop_gradient(logits) >= 0
+    given = jax.lax.stop_gradient((mask_embedding, mask_level))
+    return jnp.einsum("bnd,bsd->bns", *given, preferred_element_type=jnp.float32)
 
 
 def _organise(answers, lookers, visual, config) -> Outputs:

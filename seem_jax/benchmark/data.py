@@ -1,4 +1,4 @@
-"""How fast one core turns records into training examples; suite `data` of seem_jax/benchmark.py.
+"""Suite `data`: how fast one core turns records into training examples.
 
 Records are drawn at the usual size of COCO's photographs (640 x 480 pixels, about 130 kB as JPEG, 16
 segments, half of them with sentences), written as shards and read back through everything that
