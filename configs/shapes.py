@@ -74,9 +74,9 @@ def get_config() -> Config:
         text_class=4.0,
         text_bce=2.0,
         text_dice=2.0,
-        visual_class=1.0,
-        visual_bce=3.0,
-        visual_dice=3.0,
+        visual_class=3.0,
+        visual_bce=4.0,
+        visual_dice=4.0,
         class_name_weight=1.0,
         sentence_weight=1.0,
         num_points=256,
@@ -86,13 +86,13 @@ def get_config() -> Config:
         region_bce=5.0,
         region_dice=5.0,
     )
-    config.num_steps = 3600
+    config.num_steps = 3500
     # A sixth of the time: the decoder then starts from maps and heads that tell segments apart.
     config.encoder_steps = 800
     config.optimizer = OptimizerConfig(
         learning_rate=2e-3,
         schedule="cosine",
-        warmup_steps=180,
+        warmup_steps=140,
         clip_norm=1.0,
         beta2=0.98,
         backbone_multiplier=1.0,
