@@ -73,7 +73,7 @@ class VisualPrompts:
 
 @struct.dataclass
 class Batch:
-    """One training or evaluation batch of static shapes, as the grain pipeline yields it (NumPy)."""
+    """One training batch of static shapes, as the grain pipeline yields it (NumPy)."""
 
     sample_id: Array  # int32 [B], index of the record in its data set: names samples in errors
     image: Array  # uint8 [B, H, W, 3]; right and bottom are padding beyond image_size

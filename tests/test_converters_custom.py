@@ -199,8 +199,19 @@ def test_overlapping_instances_keep_their_whole_masks(tmp_path):
     custom.convert(root, tmp_path / "out", "custom", val_share=0)
     (record,), _ = read_all(tmp_path / "out", "train")
     assert record.segment_object == [0, 1, -1]  # the smallest lies on top
-    config = DataConfig(image_size=64, max_objects=5, max_phrases=2, num_planes=2)
-    example = collate.evaluation_example(record, 0, config, None)
+
+    class NoWords:
+        def encode(self, texts, length):
+            return np.zeros((len(texts), length), np.int32), np.zeros((len(texts), length), bool)
+
+    def example_of(**options):
+        whole = {"image_size": 64, "min_scale": 1.0, "max_scale": 1.0, "flip": False}
+        config = DataConfig(max_objects=5, num_planes=2, **whole, **options)
+        rng = np.random.default_rng(0)
+        return collate.training_example(record, 0, ["bolt"], ["{}"], config, NoWords(), rng)
+
+    example, dropped = example_of(max_phrases=3, max_texts=2)
+    assert dropped["overlaps"] == dropped["objects"] == 0
     shown = [mask_of(box) for box in boxes]
     order = np.argsort([-mask.sum() for mask in shown], kind="stable")
     masks = example.objects.masks
@@ -212,15 +223,7 @@ def test_overlapping_instances_keep_their_whole_masks(tmp_path):
         assert (got[:43] != want.astype(bool)).mean() < 0.03
         assert not got[43:].any()
     # No plane is left for whole masks: what is covered is lost, and counted.
-    narrow = DataConfig(image_size=64, max_objects=5, max_phrases=8, max_texts=8, num_planes=2)
-    rng = np.random.default_rng(0)
-    narrow.min_scale = narrow.max_scale = 1.0
-
-    class NoWords:
-        def encode(self, texts, length):
-            return np.zeros((len(texts), length), np.int32), np.zeros((len(texts), length), bool)
-
-    _, dropped = collate.training_example(record, 0, ["bolt"], ["{}"], narrow, NoWords(), rng)
+    _, dropped = example_of(max_phrases=8, max_texts=8)
     assert dropped["overlaps"] == 2
 
 

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from seem_jax.config import DataConfig, load_config
-from seem_jax.data import collate
 from seem_jax.models.prompts.text import text_tokens
 from tests.test_pipeline import (
     BALLS,
@@ -14,7 +13,6 @@ from tests.test_pipeline import (
     CONFIG,
     RECORDS,
     FakeRecords,
-    FakeTokenizer,
     batches_of,
     masks_of,
     record,
@@ -67,15 +65,6 @@ def test_all_segments_but_crowds_stay_targets_where_the_cut_left_them_out():
                 batch.prompt_masks.valid[row].sum()
             )
     assert hidden > 10
-
-
-def test_evaluation_does_not_ask_for_what_the_square_lost():
-    tiny = record(0, phrases=False)
-    whole = collate.evaluation_example(tiny, 0, CONFIG, FakeTokenizer())
-    small = official(image_size=2, max_prompts=8)
-    lost = collate.evaluation_example(tiny, 0, small, FakeTokenizer())
-    assert lost.prompt_masks.valid.sum() < whole.objects.masks.valid.sum()
-    assert lost.objects.masks.valid.sum() == len(set(np.unique(lost.planes[0])) - {0})
 
 
 def test_objects_that_the_cut_left_out_are_asked_for_and_empty():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -12,7 +11,7 @@ import numpy as np
 from seem_jax.config import DataConfig
 from seem_jax.data import draft as drafts
 from seem_jax.data import questions, strokes, transforms
-from seem_jax.data.draft import Draft, Dropped, Phrase, Ref
+from seem_jax.data.draft import Draft, Dropped, Ref
 from seem_jax.data.schema import Record
 from seem_jax.types import Batch, MaskRefs, Objects, Phrases, VisualPrompts
 
@@ -59,50 +58,24 @@ def training_example(
     return _finish(draft, points, owner, config, tokenizer), draft.dropped
 
 
-def evaluation_example(
-    record: Record, sample_id: int, config: DataConfig, tokenizer: Tokenizer
-) -> Batch:
-    """The whole image in the square, all its phrases in order, the max_prompts largest segments
-    as prompts that nobody has drawn yet."""
-    config = dataclasses.replace(config, keep_hidden=False)  # nothing to score without pixels
-    image = drafts.decode(record)
-    placement = transforms.fitted(image.shape[:2], config.image_size)
-    draft = drafts.start(record, sample_id, image, placement, config)
-    refs: dict[int, Ref] = {}
-    for text, index in zip(record.phrase_text, record.phrase_object, strict=True):
-        if index not in refs:
-            refs[index] = draft.add(draft.object_mask(index))
-        draft.phrases.append(Phrase(text.lower(), text.lower(), refs[index]))
-    draft.phrase_prompt = [-1] * len(draft.phrases)
-    draft.prompts = draft.segments[: config.max_prompts]
-    points, owner = strokes.sample([], config.max_points, np.random.default_rng(0))
-    return _finish(draft, points, owner, config, tokenizer)
-
-
-def blank_example(config: DataConfig) -> Batch:
-    """An example in which nothing is valid, with sample_id -1; fills up a last batch."""
-    side = config.image_size
-    image = np.full((side, side, 3), transforms.PAD_VALUE, np.uint8)
-    return _unfilled(config, image, np.zeros((config.num_planes, side, side), np.uint8))
-
-
-def _unfilled(config: DataConfig, image: np.ndarray, planes: np.ndarray) -> Batch:
-    """An image of which nothing else is said yet."""
+def _unfilled(draft: Draft, config: DataConfig) -> Batch:
+    """The image and the segments of a draft; no phrase has its tokens yet, no prompt its points."""
     bound = config.max_phrases
     return Batch(
-        sample_id=np.int32(-1),
-        image=image,
-        image_size=np.zeros(2, np.int32),
-        planes=planes,
+        sample_id=np.int32(draft.sample_id),
+        image=draft.image,
+        image_size=np.array(draft.placement.visible, np.int32),
+        planes=draft.planes,
         objects=Objects(
-            masks=_refs([], config.max_objects), label=np.zeros(config.max_objects, np.int32)
+            masks=_refs(draft.segments, config.max_objects),
+            label=np.zeros(config.max_objects, np.int32),
         ),
         phrases=Phrases(
             token_ids=np.zeros((bound, config.max_phrase_tokens), np.int32),
             token_valid=np.zeros((bound, config.max_phrase_tokens), bool),
-            masks=_refs([], bound),
+            masks=_refs([phrase.ref for phrase in draft.phrases], bound),
             group=np.zeros(bound, np.int32),
-            is_class=np.bool_(False),
+            is_class=np.bool_(draft.is_class),
             prompt=np.full(bound, -1, np.int32),
         ),
         strokes=VisualPrompts(
@@ -111,7 +84,7 @@ def _unfilled(config: DataConfig, image: np.ndarray, planes: np.ndarray) -> Batc
             positive=np.zeros(config.max_points, bool),
             valid=np.zeros(config.max_points, bool),
         ),
-        prompt_masks=_refs([], config.max_prompts),
+        prompt_masks=_refs(draft.prompts, config.max_prompts),
     )
 
 
@@ -123,8 +96,8 @@ def stack(examples: Sequence[Batch]) -> Batch:
 def _finish(
     draft: Draft, points: np.ndarray, owner: np.ndarray, config: DataConfig, tokenizer: Tokenizer
 ) -> Batch:
-    """Everything as arrays of static shapes; no field of the blank example stays as it was."""
-    example = _unfilled(config, draft.image, draft.planes)
+    """Everything as arrays of static shapes."""
+    example = _unfilled(draft, config)
     count = len(draft.phrases)
     if count:
         texts = [phrase.text for phrase in draft.phrases]
@@ -141,16 +114,7 @@ def _finish(
     example.strokes.prompt[: len(points)] = owner
     example.strokes.positive[: len(points)] = True
     example.strokes.valid[: len(points)] = True
-    return example.replace(
-        sample_id=np.int32(draft.sample_id),
-        image_size=np.array(draft.placement.visible, np.int32),
-        objects=example.objects.replace(masks=_refs(draft.segments, config.max_objects)),
-        phrases=example.phrases.replace(
-            masks=_refs([phrase.ref for phrase in draft.phrases], config.max_phrases),
-            is_class=np.bool_(draft.is_class),
-        ),
-        prompt_masks=_refs(draft.prompts, config.max_prompts),
-    )
+    return example
 
 
 def _refs(refs: Sequence[Ref], bound: int) -> MaskRefs:

@@ -1,4 +1,4 @@
-"""Records -> batches, for training (endless, random, resumable) and for evaluation (in order).
+"""Records -> batches for training: endless, random, resumable.
 
     split -> shuffle, repeat, mix -> place, choose, draw -> batch -> share of this host -> prefetch
 
@@ -26,11 +26,10 @@ import numpy as np
 from absl import flags, logging
 
 from seem_jax.config import DataConfig
-from seem_jax.data import catalog, collate, sources
+from seem_jax.data import collate, sources
 from seem_jax.data.collate import Tokenizer
 from seem_jax.data.draft import DROPPED, Dropped, num_texts
 from seem_jax.data.in_flight import InFlight, warn_of_stalls
-from seem_jax.data.schema import Record
 from seem_jax.data.sources import Sample
 from seem_jax.types import Batch
 
@@ -144,53 +143,6 @@ def train_batches(
     return TrainBatches(batches[process_index::process_count], config, step, in_flight)
 
 
-def eval_batches(
-    config: DataConfig,
-    split: str | sources.Records,
-    tokenizer: Tokenizer,
-    *,
-    batch_size: int,
-    image_size: int,
-    max_images: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> grain.IterDataset:
-    """An iterable of (Batch, list of its Records), in the order of the split, each image once.
-
-    Images keep their shape inside an image_size square, unflipped. Every phrase of a record is in
-    the batch, row by row in the record's order (G is the largest number in the split); an object
-    that is too small for the square has an empty but valid mask. Rows that fill up the last batch
-    have sample_id -1, nothing valid and no Record. `max_images` takes just the first ones; 0 takes
-    all. batch_size counts the rows of all hosts, and all hosts get equally many batches.
-    """
-    if batch_size % process_count:
-        raise ValueError(
-            f"batch_size = {batch_size}: expected a multiple of the {process_count} processes."
-        )
-    records = catalog.open_split(config.root, split) if isinstance(split, str) else split
-    count = min(len(records), max_images or len(records))
-    if not count:
-        raise ValueError(f"{split} has no records to evaluate on; convert it again.")
-    most_phrases = max(1, max(len(records[i].phrase_text) for i in range(count)))
-    config = dataclasses.replace(
-        config,
-        image_size=image_size,
-        max_phrases=most_phrases,
-        max_texts=most_phrases,
-        num_planes=max(config.num_planes, 2 + (most_phrases - 1) // 8),
-    )
-    make = _MakeEvaluationExample(config, tokenizer, sources.Samples(records), count)
-    rows = -(-count // batch_size) * batch_size
-    batches = (
-        grain.MapDataset.range(rows)
-        .map(make)
-        .batch(batch_size // process_count, batch_fn=_stack_with_records)
-    )
-    return _reader(
-        batches[process_index::process_count], dataclasses.replace(config, num_workers=0)
-    )
-
-
 @dataclasses.dataclass(frozen=True)
 class _MakeTrainingExample(grain.transforms.RandomMap):
     """The example of a record, or of the first good one after it, with what was wrong before."""
@@ -227,25 +179,6 @@ class _MakeTrainingExample(grain.transforms.RandomMap):
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class _MakeEvaluationExample(grain.transforms.Map):
-    config: DataConfig
-    tokenizer: Tokenizer
-    samples: sources.Samples
-    count: int
-
-    def map(self, element: int) -> tuple[Batch, Record | None]:
-        if element >= self.count:
-            return collate.blank_example(self.config), None
-        sample = self.samples[element]
-        try:
-            record = sample.records[sample.index]
-            example = collate.evaluation_example(record, sample.index, self.config, self.tokenizer)
-        except ValueError as error:
-            raise ValueError(f"{sample}: {error}") from error
-        return example, record
-
-
 def _bad_records(bad: Mapping[str, str], allowed: int) -> str:
     """The message for more bad records than the configuration allows."""
     lines = "\n  ".join(f"{place}: {error}" for place, error in bad.items())
@@ -265,13 +198,6 @@ def _stack(
         total["bad_records"] += len(own)
         bad |= own
     return collate.stack([example for example, _, _ in examples]), total, bad
-
-
-def _stack_with_records(
-    examples: Sequence[tuple[Batch, Record | None]],
-) -> tuple[Batch, list[Record]]:
-    records = [record for _, record in examples if record is not None]
-    return collate.stack([example for example, _ in examples]), records
 
 
 def _check_planes(config: DataConfig) -> None:
@@ -314,7 +240,7 @@ def _close(running: grain.DatasetIterator, watch: threading.Event, in_flight: In
 
 
 def _reader(
-    batches: grain.MapDataset, config: DataConfig, in_flight: InFlight | None = None
+    batches: grain.MapDataset, config: DataConfig, in_flight: InFlight
 ) -> grain.IterDataset:
     """Reads ahead in threads, or in worker processes where the configuration asks for them."""
     cv2.setNumThreads(0)  # threads inside threads only wait for each other
@@ -333,11 +259,10 @@ def _reader(
     )
 
 
-def _start_worker(parent: int, in_flight: InFlight | None, worker: int, count: int) -> None:
+def _start_worker(parent: int, in_flight: InFlight, worker: int, count: int) -> None:
     """Runs in each worker process: one thread in OpenCV, and no life after the process `parent`."""
     cv2.setNumThreads(0)
-    if in_flight is not None:
-        in_flight.enlist(worker, count)
+    in_flight.enlist(worker, count)
 
     def follow() -> None:
         while os.getppid() == parent:

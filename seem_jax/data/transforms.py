@@ -57,7 +57,7 @@ def jitter(
 
 
 def fitted(original: tuple[int, int], side: int) -> Placement:
-    """The placement of evaluation: the whole image, as large as the square allows."""
+    """The placement of a test image: the whole of it, as large as the square allows."""
     return Placement(original, images.fit_square(original, side), (0, 0), side, flip=False)
 
 
