@@ -64,6 +64,8 @@ class FakeTokenizer:
 class Oracle:
     """Keeps the calls of SEEM and answers from the colours; `late`: only from the second round on."""
 
+    config = tiny_config().model  # named in the keys of class tables
+
     def __init__(self, late: bool = False):
         self.late = late
 
@@ -162,7 +164,7 @@ def setting(monkeypatch):
     config.evaluation.max_images = 0
     config.evaluation.max_clicks = 3
     config.evaluation.num_pictures = 3
-    return config, {"logit_scale": jnp.float32(4.0)}, split
+    return config, {"logit_scale": jnp.float32(4.0), "text": {}, "text_projection": {}}, split
 
 
 def only(config, *tasks: str, **options):
@@ -282,7 +284,7 @@ def test_a_killed_evaluation_goes_on_and_another_model_begins_anew(setting, tmp_
     assert results.read(tmp_path / "cut" / "samples" / "panoptic.jsonl") == whole
     assert not part.exists()
     part.write_text("".join(lines))
-    other = {"logit_scale": jnp.float32(4.5)}
+    other = {"logit_scale": jnp.float32(4.5), "text": {}, "text_projection": {}}
     evaluator.run(Oracle(), other, config, workdir=tmp_path / "cut")
     assert answered[2] == [[0, 1], [2]]
 
