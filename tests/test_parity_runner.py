@@ -196,6 +196,8 @@ def test_a_bit_that_fell_on_the_other_side_is_found_by_what_follows(
     run, inputs = second_round
     monkeypatch.setattr(settle, "MARGIN", 0.3)  # few logits of a tiny model are near zero
     monkeypatch.setattr(settle, "LIKELY", np.inf)
+    monkeypatch.setattr(settle, "MAX_TRIALS", 400)  # so wide a margin holds many bits
+    monkeypatch.setattr(settle, "WORSE", 1.5)  # half of the slots belong to the prompt
     found = {
         "own": lambda: settle._looking_doubts(run),
         "remembered": lambda: settle._memory_doubts(run, inputs),

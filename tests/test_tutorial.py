@@ -140,7 +140,7 @@ def test_every_snippet_runs_in_order(folder, monkeypatch):
     make_run(small_config())
     monkeypatch.setattr(shapes, "get_config", small_config)
     left = tour(command, slow=False)
-    assert left["many"].texts == ("the white bowtie",) * len(left["many"])
+    assert left["many"].texts == ("the purple shape",) * len(left["many"])
     assert left["session"].actions == (1, 3)
     assert [len(np.atleast_1d(answer)) for answer in left["answers"]] == [1, 2]
     assert len(left["regions"].labels) == 96

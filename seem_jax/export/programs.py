@@ -59,7 +59,9 @@ def _row(rows: dict) -> Row:
 
 def programs(config: Config, params: dict, side: int) -> list[Program]:
     """Everything that a predictor of images of this side runs; of params the shapes are read."""
-    own = predictor_programs.Programs(build(config.model))
+    # The definition: other implementations are for one kind of device, or need sizes that are known.
+    model = dataclasses.replace(config.model, attention="xla")
+    own = predictor_programs.Programs(build(model))
     width, text_width = config.model.decoder.width, config.model.text.projection
     length = config.data.max_phrase_tokens
     batch, names, points = export.symbolic_shape("b, n, k")

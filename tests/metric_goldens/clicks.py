@@ -26,7 +26,8 @@ ritm_click = jax.jit(ritm.next_click)
 def interactive_noc(folder: Path) -> Iterator[Figure]:
     for name, case in read_cases(folder)["cases"].items():
         curves = np.array(case["iou_curves"], np.float64).astype(np.float32)
-        got = interactive.scores(curves.reshape(len(curves), case["max_clicks"]))
+        curves = curves.reshape(len(curves), case["max_clicks"])  # [0, clicks] without objects
+        got = interactive.scores(curves)
         seem, click = case.get("expected_seem", {}), case["iou_iter"]
         own = {f"noc@{t}": got[f"noc@{round(100 * t)}"] for t in interactive.THRESHOLDS}
         own[f"miou@iter{click}"] = np.mean(curves[:, click - 1], dtype=np.float64)
