@@ -6,6 +6,7 @@ from pycocotools import mask as coco_mask
 
 from seem_jax.data import collate
 from seem_jax.data.schema import run_pixels
+from seem_jax.evaluation import truth
 from tests.test_pipeline import CONFIG, FakeTokenizer, record
 
 BAD = {
@@ -26,6 +27,17 @@ def test_bad_truth_is_refused_by_name(message):
     names = [f"class {number}" for number in range(5)]
     with pytest.raises(ValueError, match=message):
         collate.training_example(bad, 0, names, ("{}",), CONFIG, FakeTokenizer(), rng)
+
+
+def test_evaluation_refuses_a_damaged_mask_before_it_is_decoded():
+    """pycocotools writes outside its memory where a code is longer than its mask."""
+    good, bad = record(0), record(0)
+    assert truth.object_mask(good, 0).sum() > 0 and not truth.ignored(good).any()
+    bad.object_rle[0], bad.ignore_rle = b"04", [bad.object_rle[1], b"\xff"]
+    with pytest.raises(ValueError, match=r"object 0 of 0\.png covers 4 pixels of"):
+        truth.object_mask(bad, 0)
+    with pytest.raises(ValueError, match=r"ignored region 1 of 0\.png covers -1 pixels of"):
+        truth.ignored(bad)
 
 
 def test_the_length_of_a_run_length_code_is_that_of_its_mask():

@@ -11,12 +11,11 @@ import dataclasses
 
 import cv2
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from seem_jax import image as images
 from seem_jax.config import DataConfig
 from seem_jax.data import transforms
-from seem_jax.data.schema import Record, run_pixels
+from seem_jax.data.schema import Record, decode_mask
 from seem_jax.data.transforms import Placement
 
 DROPPED = (
@@ -73,14 +72,8 @@ class Draft:
 
     def object_mask(self, index: int) -> np.ndarray:
         """Object `index` of the record in its place, bool [H, W]."""
-        record, code = self.record, self.record.object_rle[index]
-        if run_pixels(code) != record.height * record.width:
-            raise ValueError(
-                f"object {index} of {record.file_name} covers {run_pixels(code)} pixels of "
-                f"{record.height * record.width}; convert the data set again."
-            )
-        counts = {"size": [record.height, record.width], "counts": code}
-        return transforms.place_map(coco_mask.decode(counts).view(bool), self.placement)
+        mask = decode_mask(self.record, self.record.object_rle[index], f"object {index}")
+        return transforms.place_map(mask, self.placement)
 
     def add(self, mask: np.ndarray) -> Ref:
         """Where a mask is: the segment that equals it, or a bit that is now its own."""

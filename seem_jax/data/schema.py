@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
+from pycocotools import mask as coco_mask
 from tensorflow_datasets.proto import tf_example_pb2
 
 
@@ -154,6 +155,18 @@ def _texts(values: list[bytes], name: str) -> list[str]:
         return [value.decode() for value in values]
     except UnicodeDecodeError as error:
         raise ValueError(f"field {name!r} of a record is no UTF-8 text ({error}).") from error
+
+
+def decode_mask(record: Record, counts: bytes, what: str) -> np.ndarray:
+    """bool [height, width], a mask of the record. ValueError naming `what` where the code is damaged."""
+    covered, pixels = run_pixels(counts), record.height * record.width
+    if covered != pixels:
+        raise ValueError(
+            f"{what} of {record.file_name} covers {covered} pixels of {pixels}; "
+            "convert the data set again."
+        )
+    size = [record.height, record.width]
+    return coco_mask.decode({"size": size, "counts": counts}).view(bool)
 
 
 def run_pixels(counts: bytes) -> int:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
-from seem_jax.data.schema import Record
+from seem_jax.data.schema import Record, decode_mask
 from seem_jax.evaluation.panoptic import TruthSegment
 from seem_jax.image import decode_index_png
 
@@ -37,14 +36,12 @@ def segment_masks(record: Record) -> Iterator[tuple[TruthSegment, np.ndarray]]:
 
 def ignored(record: Record) -> np.ndarray:
     """bool [height, width], the pixels that no score of clicks counts."""
-    size = [record.height, record.width]
-    out = np.zeros(size, bool)
-    for counts in record.ignore_rle:
-        out |= coco_mask.decode({"size": size, "counts": counts}).astype(bool)
+    out = np.zeros((record.height, record.width), bool)
+    for number, counts in enumerate(record.ignore_rle):
+        out |= decode_mask(record, counts, f"ignored region {number}")
     return out
 
 
 def object_mask(record: Record, index: int) -> np.ndarray:
     """bool [height, width] of a referred object."""
-    size = [record.height, record.width]
-    return coco_mask.decode({"size": size, "counts": record.object_rle[index]}).astype(bool)
+    return decode_mask(record, record.object_rle[index], f"object {index}")
