@@ -151,11 +151,11 @@ def test_the_process_with_the_lowest_count_holds_up_the_others():
     assert "process 0" not in text
 
 
-def test_a_suspension_of_all_is_not_taken_for_a_stall(monkeypatch):
+def test_a_suspension_of_all_is_not_taken_for_a_stall(monkeypatch, tmp_path):
     """A laptop that slept for an hour: its watch thread did not run either."""
     now = [0.0]
     monkeypatch.setattr(watchdog.time, "monotonic", lambda: now[0])
-    dog = Watchdog(FaultsConfig(stall_seconds=60), "unused")
+    dog = Watchdog(FaultsConfig(stall_seconds=60), tmp_path)
     dog.beat("step 1")
     dog._pass_time()
     now[0] += 3600
