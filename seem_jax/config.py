@@ -293,7 +293,7 @@ class Config:
     faults: FaultsConfig = dataclasses.field(default_factory=FaultsConfig)
     profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig)
     num_steps: int = 100_000
-    encoder_steps: int = 0  # first of these, in which the encoders alone learn (loss.region_*)
+    encoder_steps: int = 0  # first of these: encoders and heads learn alone (loss.region_*)
     # Weights to start from: a work folder (of training or seem_jax.convert) or one of its steps. ""
     # starts from random ones; a run that has a checkpoint of its own continues from that.
     start_from: str = ""

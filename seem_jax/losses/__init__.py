@@ -1,4 +1,4 @@
-"""The training loss: object, text and visual slots after every layer, and losses of true segments.
+"""The training loss of the object, text and visual slots after every layer.
 
 Layers run from the prediction before the first decoder layer (0) to the final one (-1); the official
 names count backwards from the final one: ``loss_mask_ce_<L - 1 - layer>``.
