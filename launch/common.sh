@@ -3,8 +3,7 @@
 
 run() {
   if [ -n "${DRY_RUN:-}" ]; then
-    printf '%q ' "$@"
-    printf '\n'
+    printf '%s\n' "$(printf '%q ' "$@")" # one write: commands printed side by side do not mix
   else
     "$@"
   fi
