@@ -34,6 +34,7 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
+from seem_jax.host_memory import keep_freed_memory
 from seem_jax.image import decode_image
 from seem_jax.predict_inputs import (
     find_inputs,
@@ -92,6 +93,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; 0 where every input was answered, else 1 with reasons on stderr."""
     options = parser().parse_args(argv)
+    keep_freed_memory()
     try:
         files = find_inputs(options.images, frames=options.video)
         asked = read_prompts(options)
