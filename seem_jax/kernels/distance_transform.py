@@ -61,9 +61,11 @@ def kornia_distance(region: jax.Array) -> jax.Array:
     which iterates convolutions: with D the Chebyshev distance,
     floor(3 (D - 1) / 2) - 0.35 ln(sum over neighbours with smaller D of exp(-|offset| / 0.35)).
     """
-    distance = chebyshev_distance(region)
     height, width = region.shape[-2:]
-    around = jnp.pad(distance, [(0, 0)] * (region.ndim - 2) + [(1, 1), (1, 1)])
+    # Padded before and not after: XLA:CPU would compute the distance inside of the pad, 7 times slower.
+    border = [(0, 0)] * (region.ndim - 2) + [(1, 1), (1, 1)]
+    around = chebyshev_distance(jnp.pad(region, border))
+    distance = around[..., 1:-1, 1:-1]
 
     def nearer(row: int, column: int) -> jax.Array:
         neighbour = around[..., row : row + height, column : column + width]
