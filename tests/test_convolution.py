@@ -8,7 +8,7 @@ import pytest
 from seem_jax.kernels.convolution import IMPLEMENTATIONS, convolve
 
 
-def random_given(height=6, width=10, channels=5, out=7):
+def random_given(height=8, width=12, channels=5, out=7):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, height, width, channels), np.float32)
     return jnp.asarray(x), jnp.asarray(rng.standard_normal((3, 3, channels, out), np.float32))
@@ -17,10 +17,10 @@ def random_given(height=6, width=10, channels=5, out=7):
 def test_the_definition_is_a_sum_over_nine_neighbours():
     x, kernel = random_given()
     padded = np.pad(np.asarray(x), ((0, 0), (1, 1), (1, 1), (0, 0)))
-    want = np.zeros((2, 6, 10, 7))
+    want = np.zeros((2, 8, 12, 7))
     for i in range(3):
         for j in range(3):
-            want += padded[:, i : i + 6, j : j + 10] @ np.asarray(kernel[i, j], np.float64)
+            want += padded[:, i : i + 8, j : j + 12] @ np.asarray(kernel[i, j], np.float64)
     np.testing.assert_allclose(convolve(x, kernel, implementation="direct"), want, atol=2e-5)
 
 
@@ -40,9 +40,9 @@ def test_every_implementation_is_the_definition_forward_and_backward(name):
 
 def test_what_does_not_fit_is_refused_with_the_shapes():
     x, kernel = random_given()
-    with pytest.raises(ValueError, match=r"\(2, 6, 10, 5\).*\(3, 3, 4, 7\)"):
+    with pytest.raises(ValueError, match=r"\(2, 8, 12, 5\).*\(3, 3, 4, 7\)"):
         convolve(x, kernel[:, :, :4])
     with pytest.raises(ValueError, match="unknown implementation 'fft'"):
         convolve(x, kernel, implementation="fft")
-    with pytest.raises(ValueError, match="got a map of 5 x 10"):
+    with pytest.raises(ValueError, match="got a map of 5 x 12"):
         convolve(x[:, :5], kernel, implementation="winograd")

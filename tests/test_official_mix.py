@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seem_jax.config import DataConfig, load_config
-from seem_jax.models.prompts.text import text_tokens
+from seem_jax.models.prompts.text import different_texts
 from tests.test_pipeline import (
     BALLS,
     CLASS_RECORDS,
@@ -114,19 +114,12 @@ def test_every_segment_of_a_named_class_is_a_phrase_and_the_texts_stay_few():
 
 
 def test_each_text_is_read_once_whatever_the_number_of_its_segments():
-    rng = np.random.default_rng(0)
-    tokens = jnp.asarray(rng.normal(size=(2, 5, 3, 4)).astype(np.float32))
-    token_valid = jnp.asarray(rng.random((2, 5, 3)) < 0.8)
-    phrase_valid = jnp.asarray([[True] * 5, [True, True, False, False, False]])
-    group = jnp.asarray([[0, 0, 1, 0, 1], [0, 0, 0, 0, 0]])
-    prompt = jnp.asarray([[3, -1, 4, -1, -1], [2, -1, -1, -1, -1]], jnp.int32)
-    whole = text_tokens(tokens, token_valid, phrase_valid, prompt, group)
-    short = text_tokens(tokens, token_valid, phrase_valid, prompt, group, max_texts=2)
-    assert short.tokens.shape == (2, 6, 4)
-    for row in range(2):
-        kept, again = np.asarray(whole.valid[row]), np.asarray(short.valid[row])
-        assert kept.sum() > 0
-        for name in ("tokens", "prompt"):
-            np.testing.assert_array_equal(
-                getattr(whole, name)[row][kept], getattr(short, name)[row][again]
-            )
+    phrase_valid = jnp.asarray([[True] * 5, [False, True, True, False, False], [False] * 5])
+    group = jnp.asarray([[7, 7, 1, 7, 1], [0, 3, 3, 0, 0], [0] * 5])
+    rows, valid, text_of = (
+        np.asarray(x) for x in different_texts(group, phrase_valid, max_texts=2)
+    )
+    np.testing.assert_array_equal(valid, [[True, True], [True, False], [False, False]])
+    np.testing.assert_array_equal(rows[valid], [0, 2, 1])  # where each is said first
+    np.testing.assert_array_equal(text_of, [[0, 0, 1, 0, 1], [0] * 5, [0] * 5])
+    assert different_texts(group, phrase_valid, max_texts=9)[0].shape == (3, 5)

@@ -18,22 +18,28 @@ class Cost:
 
 
 def measure(function: Callable, *arguments) -> Cost:
-    """Compiles a function for abstract arguments and runs nothing.
+    """Compiles a function for abstract arguments and runs nothing."""
+    return compiled(function, *arguments)[1]
+
+
+def compiled(function: Callable, *arguments) -> tuple[Callable, Cost]:
+    """(the program of a function for arguments of these shapes, its cost).
 
     The analysis counts the body of a loop once: the matrix products and convolutions of every further
     turn of a loop of known length are added here, from the traced program.
     """
     jitted = function if hasattr(function, "lower") else jax.jit(function)
-    lowered = jitted.lower(*arguments)
-    compiled = lowered.compile()
-    analysis = compiled.cost_analysis()
-    repeated = loop_flop(jax.make_jaxpr(function)(*arguments).jaxpr)
-    return Cost(
-        flop=analysis["flops"] + repeated,
-        temp_bytes=compiled.memory_analysis().temp_size_in_bytes,
+    traced = jitted.trace(*arguments)
+    lowered = traced.lower()
+    program = lowered.compile()
+    analysis = program.cost_analysis()
+    cost = Cost(
+        flop=analysis["flops"] + loop_flop(traced.jaxpr.jaxpr),
+        temp_bytes=program.memory_analysis().temp_size_in_bytes,
         moved_bytes=analysis.get("bytes accessed", 0.0),
         lines=lowered.as_text().count("\n"),
     )
+    return program, cost
 
 
 def loop_flop(jaxpr) -> float:

@@ -37,7 +37,17 @@ class Parts:
     params: Any  # shapes
     features: Any  # shapes of Features of one image
 
+    def maps(self, batch: int = 1) -> Program:
+        """Backbone and pixel decoder alone, from normalised images."""
+
+        def maps(params, images):
+            return self.model.apply({"params": params}, images, method="maps")
+
+        shape = inputs.images(self.config.data, batch).shape
+        return Program(maps, (self.params, jax.ShapeDtypeStruct(shape, np.float32)))
+
     def encode(self, batch: int = 1) -> Program:
+        """Of images, with the keys and values of all decoder layers."""
         images = inputs.images(self.config.data, batch)
         return Program(functools.partial(_encode, self.model), (self.params, images))
 

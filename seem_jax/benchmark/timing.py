@@ -7,11 +7,12 @@ in suite `operations`; for training at the official size, utilisation counts use
 from __future__ import annotations
 
 import jax
+import numpy as np
 
 from seem_jax import sharding
 from seem_jax.benchmark import inputs
 from seem_jax.benchmark.clock import Budget, figures, plain_product, times
-from seem_jax.benchmark.costs import measure, product_flop
+from seem_jax.benchmark.costs import compiled, product_flop
 from seem_jax.benchmark.operations import CLICK_POINTS, ROUNDS
 from seem_jax.benchmark.programs import Parts, Program, parts
 from seem_jax.config import Config
@@ -23,11 +24,15 @@ USEFUL_TRAINING = {("focalt", 1024): 1520.0}
 
 
 def forward(config: Config, budget: Budget) -> dict[str, float]:
-    """Encoding, and all segments with their names, for each batch size."""
+    """The maps of the encoders, with what the decoder keeps of them, and all segments with their names.
+
+    For each batch size.
+    """
     measured, plain = parts(config), plain_product(config.model.dtype, budget)
     found = {"forward/plain_product_gflop_per_second": plain}
     for batch in budget.batches:
         for name, program in {
+            "maps": measured.maps(batch),
             "encode": measured.encode(batch),
             "panoptic": measured.panoptic(batch),
         }.items():
@@ -59,7 +64,10 @@ def one_round(config: Config, budget: Budget) -> dict[str, float]:
 
 
 def train_step(config: Config, budget: Budget) -> dict[str, float]:
-    """A whole step, for each batch size; the number of its rounds is drawn as in training."""
+    """A whole step, for each batch size; the number of its rounds is drawn as in training.
+
+    `<key>/rounds_<number>/p50_ms` is the median of the steps that had so many rounds.
+    """
     measured, plain = parts(config), plain_product(config.model.dtype, budget)
     found = {"train_step/plain_product_gflop_per_second": plain}
     rounds = ROUNDS * _flop(measured.one_round()) if measured.config.max_rounds else 0.0
@@ -82,9 +90,12 @@ def _train(
         step = program.function.lower(state, given, names).compile()
         memory = step.memory_analysis()
 
+        rounds_of_runs: list[int] = []
+
         def run():
             nonlocal state
             state, metrics = step(state, given, names)
+            rounds_of_runs.append(int(metrics["num_rounds"]))
             return metrics
 
         seconds = times(run, budget)
@@ -94,6 +105,9 @@ def _train(
     found[f"{key}/images_per_second"] = batch / float(seconds.mean())
     found[f"{key}/useful_gflop"] = flop / 1e9
     found[f"{key}/temp_bytes"] = memory.temp_size_in_bytes
+    drawn = np.array(rounds_of_runs[1:])  # the first run does not count
+    for number in sorted(set(drawn.tolist())):
+        found[f"{key}/rounds_{number}/p50_ms"] = 1e3 * float(np.median(seconds[drawn == number]))
     return found
 
 
@@ -104,8 +118,7 @@ def _flop(program: Program) -> float:
 def _timed(
     key: str, program: Program, budget: Budget, plain: float, arguments: tuple | None = None
 ) -> dict[str, float]:
-    cost = measure(program.function, *program.arguments)
+    run, cost = compiled(program.function, *program.arguments)
     arguments = inputs.fill(program.arguments) if arguments is None else arguments
-    run = jax.jit(program.function)
     seconds = times(lambda: run(*arguments), budget)
     return figures(key, seconds, cost.flop, plain) | {f"{key}/temp_bytes": cost.temp_bytes}

@@ -7,24 +7,39 @@ import jax.numpy as jnp
 import numpy as np
 
 
+# Channels and pixels from which on "winograd" is taken on a CPU.
+WIDE, LARGE = 128, 64 * 64
+
+
 def convolve(x, kernel, *, implementation: str | None = None):
     """3x3 convolution of stride 1 with zero padding ("same"); [B, H, W, C] -> [B, H, W, D].
 
     x is float [B, H, W, C]; kernel is float [3, 3, C, D] of the same dtype. "direct" is the
     convolution of XLA and defines the result; "shifted" adds up nine matrix products; "winograd"
-    (Lavin and Gray 2016, arXiv 1509.09308, F(2x2, 3x3)) needs 4 products a pixel instead of 9, and
-    even H and W. None takes "direct": suite `kernels` of the benchmark has not shown another one to
-    be faster yet. Raises ValueError for an unknown implementation and for shapes that do not fit.
+    (Lavin and Gray 2016, arXiv 1509.09308, F(4x4, 3x3)) needs 2.25 products a pixel instead of 9, and
+    H and W that are multiples of 4; its gradient is that of "direct". None takes what `choose` says.
+    Raises ValueError for an unknown implementation and for shapes that do not fit.
     """
     if x.ndim != 4 or kernel.shape[:3] != (3, 3, x.shape[-1]):
         raise ValueError(
             f"convolution of {x.shape} with a kernel {kernel.shape}: expected [B, H, W, C] and "
             "[3, 3, C, D]."
         )
-    name = implementation or "direct"
+    name = implementation or choose(x, kernel)
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"unknown implementation {name!r}; choose from {sorted(IMPLEMENTATIONS)}.")
     return IMPLEMENTATIONS[name](x, kernel)
+
+
+def choose(x, kernel) -> str:
+    """The implementation for these shapes on the default device.
+
+    "winograd" on CPU in float32, where maps and kernels are large enough for its sums to pay; half
+    precision is too coarse for its factors.
+    """
+    pays = min(kernel.shape[2:]) >= WIDE and x.shape[1] * x.shape[2] >= LARGE
+    fits = x.shape[1] % TILE == 0 and x.shape[2] % TILE == 0 and x.dtype == jnp.float32
+    return "winograd" if jax.default_backend() == "cpu" and pays and fits else "direct"
 
 
 def _direct(x, kernel):
@@ -49,48 +64,96 @@ def _shifted(x, kernel):
     return total.astype(x.dtype)
 
 
-# Lavin and Gray, section 4.1: out = A^T [(G k G^T) * (B^T x B)] A for every tile of 2x2 pixels.
-FROM_INPUT = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))
-FROM_KERNEL = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
-TO_OUTPUT = ((1, 1, 1, 0), (0, 1, -1, -1))
+# Lavin and Gray, F(4x4, 3x3): out = A^T [(G k G^T) * (B^T x B)] A for every tile of 4x4 pixels, from
+# the 6x6 pixels x that it reads; the matrices belong to the points 0, 1, -1, 2, -2 and infinity.
+TILE = 4
+FROM_INPUT = (
+    (4, 0, -5, 0, 1, 0),
+    (0, -4, -4, 1, 1, 0),
+    (0, 4, -4, -1, 1, 0),
+    (0, -2, -1, 2, 1, 0),
+    (0, 2, -1, -2, 1, 0),
+    (0, 4, 0, -5, 0, 1),
+)
+FROM_KERNEL = (
+    (1 / 4, 0, 0),
+    (-1 / 6, -1 / 6, -1 / 6),
+    (-1 / 6, 1 / 6, -1 / 6),
+    (1 / 24, 1 / 12, 1 / 6),
+    (1 / 24, -1 / 12, 1 / 6),
+    (0, 0, 1),
+)
+TO_OUTPUT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
+REACH = len(FROM_INPUT)  # pixels that a tile reads in each direction
+BAND = 4096  # tiles whose products are held at once: those of a map of 256 x 256 pixels
 
 
+@jax.custom_vjp
 def _winograd(x, kernel):
     b, h, w, _ = x.shape
-    if h % 2 or w % 2:
-        raise ValueError(f"'winograd' got a map of {h} x {w} pixels: it takes even numbers.")
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    # The four rows (columns) of a tile lie two apart in the image, from offsets 0 to 3 on.
-    rows = _mix(FROM_INPUT, [padded[:, i : i + h : 2] for i in range(4)])
-    tiles = [
-        _mix(FROM_INPUT, [row[:, :, j : j + w : 2] for j in range(4)]) for row in rows
-    ]  # 4 x 4 of [B, H/2, W/2, C]
+    if h % TILE or w % TILE:
+        raise ValueError(
+            f"'winograd' got a map of {h} x {w} pixels: it takes multiples of {TILE}."
+        )
     factors = jnp.asarray(np.array(FROM_KERNEL, np.float32), kernel.dtype)
-    weights = jnp.einsum("ij,kl,jlcd->ikcd", factors, factors, kernel)  # [4, 4, C, D]
-    products = [
-        [jnp.einsum("bhwc,cd->bhwd", tiles[i][j], weights[i, j]) for j in range(4)]
-        for i in range(4)
-    ]
-    columns = [_mix(TO_OUTPUT, row) for row in products]  # 4 x 2
-    out = [_mix(TO_OUTPUT, [column[j] for column in columns]) for j in range(2)]  # out[j][i]
-    stacked = jnp.stack([jnp.stack([out[j][i] for j in range(2)], 3) for i in range(2)], 2)
-    return stacked.reshape(b, h, w, -1)  # from [B, H/2, 2, W/2, 2, D]
+    weights = jnp.einsum(
+        "ij,kl,jlcd->ikcd", factors, factors, kernel, precision=jax.lax.Precision.HIGHEST
+    )  # [6, 6, C, D]
+    rows = _rows_of_a_band(h // TILE, b * w // TILE)  # of tiles
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+
+    def band(start):
+        height = TILE * rows + REACH - TILE
+        part = jax.lax.dynamic_slice_in_dim(padded, start, height, axis=1)
+        return _winograd_band(part, weights, rows, w // TILE)
+
+    starts = jnp.arange(0, h, TILE * rows, dtype=jnp.int32)
+    bands = jax.lax.map(band, starts)  # [n, B, 4 rows, W, D]
+    return jnp.moveaxis(bands, 0, 1).reshape(b, h, w, -1)
+
+
+def _winograd_band(x, weights, rows, columns):
+    """The convolution of the pixels [B, 4 rows + 2, 4 columns + 2, C] that some rows of tiles read."""
+    # The rows (columns) of the tiles lie four apart, from offsets 0 to 5 on.
+    tall = [x[:, i : i + TILE * rows : TILE] for i in range(REACH)]
+    tall = _mix(FROM_INPUT, tall)
+    products = []
+    for i, line in enumerate(tall):
+        wide = [line[:, :, j : j + TILE * columns : TILE] for j in range(REACH)]
+        tiles = _mix(FROM_INPUT, wide)  # 6 of [B, rows, columns, C]
+        products.append(
+            [jnp.einsum("brqc,cd->brqd", tile, weights[i, j]) for j, tile in enumerate(tiles)]
+        )
+    lines = [_mix(TO_OUTPUT, [line[j] for line in products]) for j in range(REACH)]  # [j][row]
+    out = [_mix(TO_OUTPUT, [lines[j][i] for j in range(REACH)]) for i in range(TILE)]
+    stacked = jnp.stack([jnp.stack(line, 3) for line in out], 2)
+    b, d = x.shape[0], weights.shape[-1]
+    return stacked.reshape(b, TILE * rows, TILE * columns, d)  # from [B, rows, 4, columns, 4, D]
+
+
+def _rows_of_a_band(rows: int, tiles_per_row: int) -> int:
+    """As many rows of tiles as fit into a band, of those numbers that divide `rows`."""
+    fitting = [n for n in range(1, rows + 1) if rows % n == 0 and n * tiles_per_row <= BAND]
+    return max(fitting, default=1)
+
+
+def _winograd_forward(x, kernel):
+    return _winograd(x, kernel), (x, kernel)
+
+
+def _winograd_backward(saved, gradient):
+    return jax.vjp(_direct, *saved)[1](gradient)
+
+
+_winograd.defvjp(_winograd_forward, _winograd_backward)
 
 
 def _mix(matrix, parts):
     """The sums of the parts that the rows of a small matrix ask for; its zeros cost nothing."""
-    mixed = []
-    for row in matrix:
-        total = None
-        for factor, part in zip(row, parts, strict=True):
-            if factor == 0:
-                continue
-            if total is None:
-                total = part if factor > 0 else -part
-            else:
-                total = total + part if factor > 0 else total - part
-        mixed.append(total)
-    return mixed
+    return [
+        sum(factor * part for factor, part in zip(row, parts, strict=True) if factor)
+        for row in matrix
+    ]
 
 
 IMPLEMENTATIONS = {"direct": _direct, "shifted": _shifted, "winograd": _winograd}

@@ -33,6 +33,21 @@ def upsample(values: jax.Array, factor: int) -> jax.Array:
     return values
 
 
+def shrink(maps: jax.Array, factor: int) -> jax.Array:
+    """Bilinear reduction by a whole factor, half-pixel centres; [B, h f, w f, D] -> [B, h, w, D].
+
+    The same as `jax.image.resize(..., "bilinear", antialias=False)`, which takes a matrix product for
+    it. Here a pixel is the mean of the 2x2 pixels in the middle of its f x f, or for an odd factor the
+    one in the middle. Raises ValueError for a map that the factor does not divide.
+    """
+    height, width = maps.shape[1:3]
+    if height % factor or width % factor:
+        raise ValueError(f"a map of {height} x {width} pixels does not shrink by {factor}.")
+    middle = sorted({(factor - 1) // 2, factor // 2})
+    picked = [maps[:, i::factor, j::factor] for i in middle for j in middle]
+    return sum(picked[1:], start=picked[0]) * (1 / len(picked))
+
+
 @functools.lru_cache(maxsize=256)
 def bilinear_matrix(out: int, size: int) -> np.ndarray:
     """float32 [out, size], torch "bilinear" with align_corners=False and no antialiasing."""

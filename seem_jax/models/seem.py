@@ -72,9 +72,12 @@ class SEEM(nn.Module):
 
     def encode_normalised(self, images, drop_path_key=None) -> Features:
         """`encode_image` of images whose mean and deviation were taken out already."""
-        maps = self.backbone(images.astype(jnp.dtype(self.config.dtype)), drop_path_key)
-        mask, levels = self.pixel_decoder(maps)
-        return self.decoder.prepare(mask, levels)
+        return self.decoder.prepare(*self.maps(images, drop_path_key))
+
+    def maps(self, images, drop_path_key=None):
+        """(mask features, levels coarse to fine) of normalised images: backbone and pixel decoder."""
+        stages = self.backbone(images.astype(jnp.dtype(self.config.dtype)), drop_path_key)
+        return self.pixel_decoder(stages)
 
     def encode_text(self, token_ids, token_valid):
         """(tokens [N, J, V], sentence [N, V]) of int32 ids [N, J]; neither is normalised."""

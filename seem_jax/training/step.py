@@ -20,6 +20,7 @@ from seem_jax.kernels import mask_planes
 from seem_jax.losses import total_loss, weighted
 from seem_jax.losses.regions import region_terms
 from seem_jax.losses.text import normalise
+from seem_jax.models.prompts.text import different_texts
 from seem_jax.models.seem import SEEM, mask_logits, remember, text_tokens
 from seem_jax.training import optimizer
 from seem_jax.training.accumulation import accumulated
@@ -140,7 +141,9 @@ def loss_and_metrics(
         table = jax.lax.stop_gradient(table)
     text, phrase_embedding = encode_phrases(model, params, batch, config.data.max_texts)
 
-    def decoder(params, features, table, text, phrase_embedding):
+    # Jitted so that it is traced once, though its shapes are asked for before.
+    @jax.jit
+    def decoder(params, batch, keys, features, table, text, phrase_embedding):
         outputs, visual, num_rounds = _answers(
             model, params, features, text, batch, config, keys[2], keys[3]
         )
@@ -158,14 +161,15 @@ def loss_and_metrics(
         )
         return loss, {**metrics, "num_rounds": num_rounds.astype(jnp.float32)}
 
-    def nothing(*inputs):
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(decoder, *inputs))
-
-    inputs = (params, features, table, text, phrase_embedding)
+    inputs = (params, batch, keys, features, table, text, phrase_embedding)
     if config.encoder_steps == 0:
         loss, metrics = decoder(*inputs)
     else:
-        loss, metrics = jax.lax.cond(number < config.encoder_steps, nothing, decoder, *inputs)
+        shapes = jax.eval_shape(decoder, *inputs)
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        loss, metrics = jax.lax.cond(
+            number < config.encoder_steps, lambda *_: nothing, decoder, *inputs
+        )
     regions = region_terms(
         lambda slots: model.apply({"params": params}, slots, method="answer"),
         features,
@@ -225,19 +229,21 @@ def class_table(model: SEEM, params: dict, names: Vocabulary, key: Array) -> Arr
 def encode_phrases(
     model: SEEM, params: dict, batch: Batch, max_texts: int
 ) -> tuple[TextTokens, Array]:
-    """(the different texts as decoder tokens, the embeddings of all phrases float32 [B, G, V])."""
+    """(the different texts as decoder tokens, the embeddings of all phrases float32 [B, G, V]).
+
+    Phrases of equal text are encoded and read once, as officially (seem_model_v1.py, prepare_targets).
+    """
     phrases = batch.phrases
-    tokens, sentence = _encode_text(model, params, phrases.token_ids, phrases.token_valid)
+    rows, valid, text_of = different_texts(phrases.group, phrases.masks.valid, max_texts)
+    ids, token_valid = (
+        jnp.take_along_axis(x, rows[:, :, None], axis=1)
+        for x in (phrases.token_ids, phrases.token_valid)
+    )
+    tokens, sentence = _encode_text(model, params, ids, token_valid)
+    prompt = jnp.take_along_axis(phrases.prompt, rows, axis=1)
     return (
-        text_tokens(
-            tokens,
-            phrases.token_valid,
-            phrases.masks.valid,
-            phrases.prompt,
-            phrases.group,
-            max_texts,
-        ),
-        sentence,
+        text_tokens(tokens, token_valid, valid, prompt),
+        jnp.take_along_axis(sentence, text_of[:, :, None], axis=1),
     )
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from seem_jax.config import DecoderConfig
+from seem_jax.kernels.resize import shrink
 from seem_jax.models.decoder.rules import TABLES, Group, self_attention_reads
 from seem_jax.models.decoder.slots import default_query_index, offsets, spread_memory
 from seem_jax.models.prompts.visual import read_points
@@ -118,8 +119,7 @@ class Decoder(nn.Module):
             sine = jnp.asarray(sine_positions(h, w, d), level.dtype)
             positions.append(sine.reshape(1, h * w, d))
             # Resizing is linear: resize(embedding . features) == embedding . resize(features).
-            small = jax.image.resize(mask, (b, h, w, d), "bilinear", antialias=False)
-            mask_levels.append(small.reshape(b, h * w, d))
+            mask_levels.append(shrink(mask, mask.shape[1] // h).reshape(b, h * w, d))
         keys_values = [
             layer.image_keys_values(
                 flat[i % NUM_LEVELS], positions[i % NUM_LEVELS], marks[i % NUM_LEVELS]
@@ -182,6 +182,8 @@ class Decoder(nn.Module):
         x = jnp.concatenate(list(slots.values()), axis=1)  # [B, N, D]
         x_positions = jnp.concatenate(list(positions.values()), axis=1)
         num_looking = x.shape[1]
+        # Memory looks last, and what it would predict is never read.
+        num_answering = num_looking if memory is None else lookers["memory"].start
         if text is not None:
             tokens = text.tokens.astype(x.dtype)
             x = jnp.concatenate([x, tokens], axis=1)
@@ -191,13 +193,11 @@ class Decoder(nn.Module):
             spread = spread_memory(memory.valid, config.num_memory)
             memory_index = jnp.broadcast_to(spread, (config.num_layers, *spread.shape))
 
-        answers = [self.predict(x[:, :num_looking])]
+        answers = [self.predict(x[:, :num_answering])]
         for i, layer in enumerate(self.layers):
             level = i % NUM_LEVELS
             owner = None if memory is None else memory_index[i]
-            last = _level_logits(
-                answers[-1][0], features.mask_levels[level], memory, owner, lookers
-            )
+            last = _level_logits(answers[-1][0], features.mask_levels[level], memory, owner)
             looked = layer.look(
                 x[:, :num_looking],
                 x_positions[:, :num_looking],
@@ -219,7 +219,7 @@ class Decoder(nn.Module):
                 column_groups["visual_token"] = Group(prompt=visual.prompt, valid=visual.valid)
             reads = self_attention_reads(groups, column_groups, config.rules)
             x = layer.read(x, x_positions, columns, column_positions, reads)
-            answers.append(self.predict(x[:, :num_looking]))
+            answers.append(self.predict(x[:, :num_answering]))
         return _organise(answers if every_layer else answers[-1:], lookers, visual, config)
 
     def _start(self, batch, text, visual, memory, *, objects, query_index):
@@ -260,19 +260,22 @@ class Decoder(nn.Module):
         return slots, positions, groups
 
 
-def _level_logits(mask_embedding, mask_level, memory, owner, lookers):
+def _level_logits(mask_embedding, mask_level, memory, owner):
     """float32 [B, N, S]: the last predicted mask of each slot, at one level; no gradient.
 
-    Memory slots have the mask that the last round gave to their prompt (`owner`, int32 [B, 32]).
+    Memory slots, the last ones, have the mask that the last round gave to their prompt (`owner`,
+    int32 [B, 32]).
     """
-    if memory is not None:
-        said = jnp.take_along_axis(memory.mask_embedding, owner[:, :, None], axis=1)
-        said = said.astype(mask_embedding.dtype)
-        mask_embedding = jnp.concatenate(
-            [mask_embedding[:, : lookers["memory"].start], said], axis=1
-        )  # memory is the last group that looks
-    given = jax.lax.stop_gradient((mask_embedding, mask_level))
-    return jnp.einsum("bnd,bsd->bns", *given, preferred_element_type=jnp.float32)
+
+    def logits(embedding):
+        embedding = embedding.astype(mask_embedding.dtype)
+        given = jax.lax.stop_gradient((embedding, mask_level))
+        return jnp.einsum("bnd,bsd->bns", *given, preferred_element_type=jnp.float32)
+
+    if memory is None:
+        return logits(mask_embedding)
+    said = jnp.take_along_axis(logits(memory.mask_embedding), owner[:, :, None], axis=1)
+    return jnp.concatenate([logits(mask_embedding), said], axis=1)
 
 
 def _organise(answers, lookers, visual, config) -> Outputs:
