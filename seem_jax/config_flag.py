@@ -3,7 +3,6 @@
 Defined once, since several entry points may be imported into one process.
 """
 
-import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -21,6 +20,8 @@ def join_processes() -> None:
 
     To be called before JAX is used in any other way. Raises ValueError for half of an address.
     """
+    import jax  # here, since a command that refuses its input need not wait for it
+
     given = (COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     if any(value is not None for value in given):
         if None in given:

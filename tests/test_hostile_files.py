@@ -340,6 +340,12 @@ def test_a_link_to_a_sound_file_is_read(tmp_path):
     assert read_state(tmp_path / "weights.pt").keys() == GOOD.keys()
 
 
+def test_a_file_is_refused_before_jax_is_imported():
+    code = "import sys, seem_jax.convert.__main__; sys.exit('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], timeout=60)
+    assert done.returncode == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["pickle: endless opcodes", "pickle: deep nesting", "pickle: stack_global", "zip: bomb"]

@@ -21,7 +21,7 @@ from seem_jax.models.decoder.decoder import NUM_LEVELS, Decoder, DecoderLayer
 from seem_jax.models.seem import class_logits, mask_logits
 from seem_jax.types import Features, Memory, Outputs, TextTokens, VisualPrompts, VisualTokens
 from tests.parity.subject import PRECISION, Subject
-from tests.parity.xdecoder import class_query
+from tests.parity.xdecoder import rules_for, seen_logits
 
 MARGIN = 1e-3  # mask logits nearer to zero than this may fall on either side (README: attn_margin)
 
@@ -65,7 +65,9 @@ def run_decoder(
     """
     key = ("decoder", num_prompts)
     if key not in subject.jitted:
-        rules = class_query if subject.is_xdecoder else _as_it_is
+        rules = _as_it_is
+        if subject.is_xdecoder:
+            rules = rules_for(subject.config.decoder.num_object_queries)
         subject.jitted[key] = jax.jit(partial(_traced, subject.model, num_prompts, rules))
     with jax.default_matmul_precision(PRECISION):
         return subject.jitted[key](subject.params, features, inputs, blocked, flips)
@@ -226,7 +228,34 @@ class Run:
         """The mask logits [B, N, S] that prediction i gives at the level of layer i."""
         with jax.default_matmul_precision(PRECISION):
             small = self.features.mask_levels[i % NUM_LEVELS]
-            return np.asarray(jnp.einsum("bnd,bsd->bns", self.trace.embedding[i], small))
+            logits = jnp.einsum("bnd,bsd->bns", self.trace.embedding[i], small)
+        return np.asarray(self.official_slots(logits))
+
+    def seen_logits(self, i: int) -> np.ndarray:
+        """Those of `attention_logits` under which layer i looks at the image."""
+        logits = self.attention_logits(i)
+        if self.joined:
+            logits = np.asarray(seen_logits(logits, self.subject.config.decoder.num_object_queries))
+        return logits
+
+    @property
+    def joined(self) -> bool:
+        """X-Decoder with phrases: its predictions hold object queries and those for phrases in a row."""
+        return self.subject.is_xdecoder and self.trace.outputs.text is not None
+
+    def official_slots(self, x):
+        """x [B, N, ...] without the last query for phrases, which X-Decoder does not have."""
+        if not self.joined:
+            return x
+        extra = 2 * self.subject.config.decoder.num_object_queries - 1
+        return jnp.delete(x, extra, axis=1)
+
+    def objects(self, name: str, index: int):
+        """Embeddings [B, N, D] that the official predictions of objects are made from."""
+        found = getattr(self.trace.outputs.object, name)[index]
+        if self.joined:
+            found = jnp.concatenate([found, getattr(self.trace.outputs.text, name)[index]], axis=1)
+        return self.official_slots(found)
 
     def chosen(self):
         """Mask logits [B, P, h, w] of the slot that answers each prompt."""
@@ -241,13 +270,13 @@ class Run:
         outputs, visual = self.trace.outputs, self.trace.visual
         match kind:
             case "logits":
-                return self.classes(outputs.object.class_embedding[index])
+                return self.classes(self.objects("class_embedding", index))
             case "captions":
-                return outputs.object.class_embedding[index]
+                return self.objects("class_embedding", index)
             case "masks":
-                return self.masks(outputs.object.mask_embedding[index])
+                return self.masks(self.objects("mask_embedding", index))
             case "maskembs":
-                return outputs.object.mask_embedding[index]
+                return self.objects("mask_embedding", index)
             case "gmasks":
                 return self.masks(outputs.text.mask_embedding[index])
             case "gtexts":

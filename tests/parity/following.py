@@ -46,7 +46,7 @@ def follow(
     flips = flip_rows([]) if blocked is None else None
     trace = run_decoder(subject, features, inputs, num_prompts, blocked, flips)
     found = Run(subject, features, trace, tolerance, blocked is not None, flips)
-    if blocked is None:
+    if blocked is None and not found.joined:
         found = settle(found, stored, inputs, num_prompts, prefix)
     return found, claims(found, stored, prefix)
 
@@ -102,7 +102,7 @@ def _first_flip(run: Run, stored: Stored, prefix: str) -> int | None:
 
 def _wrong_bits(run: Run, stored: Stored, name: str, i: int):
     """(bool [B, N, S] where our mask is not the stored one, our logits there)."""
-    logits = run.attention_logits(i)
+    logits = run.seen_logits(i)
     return (logits < 0) != unpack_bits(stored, name), logits
 
 
@@ -120,7 +120,7 @@ def _attention_claim(run: Run, stored: Stored, prefix: str, i: int) -> Claim:
         note = f"{int(wrong.sum())} bits differ, |logit| < {worst:.0e}"
         return dataclasses.replace(line, passed=bool(close and worst < MARGIN), note=note)
 
-    return Claim(lambda: run.attention_logits(i) < 0, 0.0, compare=compare)
+    return Claim(lambda: run.seen_logits(i) < 0, 0.0, compare=compare)
 
 
 def _margins(run: Run, stored: np.ndarray) -> np.ndarray:
@@ -143,7 +143,7 @@ def _compare_margins(stored: Stored, name: str, ours: np.ndarray, claim: Claim) 
 
 def _hidden(run: Run, kind: str, layer: int):
     values = {"cross": run.trace.cross, "self": run.trace.self_, "ffn": run.trace.ffn}[kind]
-    return values[layer].transpose(1, 0, 2)
+    return run.official_slots(values[layer]).transpose(1, 0, 2)
 
 
 def all_remembered(run: Run) -> Memory:

@@ -118,6 +118,8 @@ def grounding_stage(subject: Subject, stored: Stored) -> tuple[Claims, set[str]]
 def _similarity(subject: Subject, run: Run, b: int, sentence: np.ndarray) -> np.ndarray:
     """float32 [Q, n], how well each text slot of image b answers each phrase."""
     slots = run.trace.outputs.text
+    if run.joined:
+        slots = jax.tree.map(lambda x: x[:, :, :-1], slots)
     none = jnp.full(len(sentence), -1, jnp.int32)
     with jax.default_matmul_precision(PRECISION):
         logits = phrase_logits(
