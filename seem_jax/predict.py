@@ -36,6 +36,7 @@ from tqdm import tqdm
 
 from seem_jax.image import decode_image
 from seem_jax.predict_inputs import (
+    check_output,
     find_inputs,
     is_video,
     read_file,
@@ -93,7 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; 0 where every input was answered, else 1 with reasons on stderr."""
     options = parser().parse_args(argv)
     try:
-        files = find_inputs(options.images, frames=options.video)
+        files = find_inputs(options.images, frames=options.video, output=options.output)
+        check_output(options.output, files, options)
         asked = read_prompts(options)
         if not any(is_video(file) for file in files):
             _check_no_video(options)
