@@ -37,6 +37,7 @@ from tqdm import tqdm
 from seem_jax.host_memory import keep_freed_memory
 from seem_jax.image import decode_image
 from seem_jax.predict_inputs import (
+    check_output,
     find_inputs,
     is_video,
     read_file,
@@ -95,7 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     keep_freed_memory()
     try:
-        files = find_inputs(options.images, frames=options.video)
+        files = find_inputs(options.images, frames=options.video, output=options.output)
+        check_output(options.output, files, options)
         asked = read_prompts(options)
         if not any(is_video(file) for file in files):
             _check_no_video(options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,31 @@ from seem_jax.video.reading import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 MAX_BYTES = 2**29  # of a picture file
 
 
-def find_inputs(paths: Sequence[str], *, frames: bool) -> list[Path]:
+def find_inputs(paths: Sequence[str], *, frames: bool, output: str) -> list[Path]:
     """The pictures and videos named, and those in the folders named, in order.
 
-    With `frames` a folder is one video. Raises ValueError where there are none.
+    With `frames` a folder is one video. What lies in the output folder, a result of the run before,
+    is not looked for. Raises ValueError where there are none.
     """
     out: list[Path] = []
     for path in paths:
         try:
-            out += _inputs(path, frames)
+            out += _inputs(path, frames, output)
         except (OSError, ValueError) as error:
             raise ValueError(f"INPUT {path[:200]!r}: {error}") from error
     return out
+
+
+def check_output(output: str, files: Sequence[Path], options: argparse.Namespace) -> None:
+    """Raises ValueError where a result could take the place of a file that the command reads."""
+    folder = Path(os.path.realpath(output))
+    given = [options.mask, options.reference, options.objects, *(options.scribble or ())]
+    for file in (*files, *(Path(name) for name in given if name)):
+        if Path(os.path.realpath(file.parent)) in (folder, folder / "masks", folder / "panoptic"):
+            raise ValueError(
+                f"--output {output} is where {file} lies, and a result could replace it; give a "
+                "folder of its own."
+            )
 
 
 def is_video(path: Path) -> bool:
@@ -89,14 +103,19 @@ def split_names(text: str | None, flag: str) -> list[str] | None:
     return names
 
 
-def _inputs(name: str, frames: bool) -> list[Path]:
+def _inputs(name: str, frames: bool, output: str) -> list[Path]:
     path = Path(name)
     if not name:  # which would be the current folder
         raise ValueError("it has no name.")
     if path.is_dir() and not frames:
         suffixes = (*PICTURE_SUFFIXES, *VIDEO_SUFFIXES)
+        results = Path(os.path.realpath(output))
         inside = sorted(
-            file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file()
+            file
+            for file in path.rglob("*")
+            if file.suffix.lower() in suffixes
+            and file.is_file()
+            and not Path(os.path.realpath(file.parent)).is_relative_to(results)
         )
         if not inside:
             raise ValueError(f"it holds no pictures or videos ({', '.join(suffixes)}).")

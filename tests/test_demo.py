@@ -164,6 +164,35 @@ def test_undo_takes_back_the_last_prompt_of_any_kind(studio):
         studio.undo(desk)
 
 
+def test_the_prompts_that_stand_are_listed_in_the_order_in_which_they_came(studio):
+    desk = studio.open(png(picture()))
+    assert desk.said == ()
+    studio.draw(desk, mark("box", [[0.1, 0.1], [0.6, 0.7]]))
+    studio.say(desk, "the disc")
+    studio.draw(desk, mark("click", CENTRE, positive=False))
+    studio.show(desk, Sample(picture(seed=2), [mark("click", CENTRE)]))
+    assert desk.said == ("box", "text", "not this: click", "reference picture")
+    studio.undo(desk)
+    studio.say(desk, "the bar")  # a new phrase is the newest prompt
+    assert desk.said == ("box", "not this: click", "text")
+
+
+def test_names_leave_marks_and_small_masks_to_be_seen():
+    image = np.zeros((200, 300, 3), np.uint8)
+    large, small = np.zeros((2, 200, 300), bool)
+    large[20:180, 70:230], small[100:106, 50:56] = True, True
+    centre = draw.names(image, [large], ["a name"])
+    assert centre[100, 150].any()
+    moved = draw.names(image, [large], ["a name"], [(0.5, 0.5)])
+    assert not moved[95:106, 145:156].any()
+    rows, columns = np.nonzero(moved.any(-1))
+    assert large[rows, columns].all()
+    for mask in (small, np.roll(small, -95, axis=0)):  # with and without room above
+        beside = draw.names(image, [mask], ["a name"])
+        assert beside.any()
+        assert not beside[mask].any()
+
+
 def test_a_new_phrase_takes_the_place_of_the_old_one_unless_it_is_bad(studio):
     desk = studio.open(png(picture()))
     studio.say(desk, "the disc")

@@ -6,12 +6,14 @@ import ast
 import json
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from jax import export
+from PIL import Image
 
 from seem_jax.export import __main__ as command
 from seem_jax.export import export_model, loader
@@ -175,6 +177,24 @@ def test_the_folder_says_what_is_needed_to_call_it(predictor, folder):
     for name in about:
         assert name in text or name in ("jax", "model", "num_things", "classes", "answers")
     assert set(features_dict(predictor.encode(picture()).features)) >= {"mask", "keys", "values"}
+
+
+@pytest.mark.slow
+def test_the_example_beside_the_programs_cuts_out_what_the_predictor_does(predictor, folder):
+    image = picture(80, 120, seed=1)
+    Image.fromarray(image).save(folder / "photo.jpg", quality=100, subsampling=0)
+    _, example = (folder / "README.md").read_text().split("to its mask (with Pillow):\n")
+    (folder / "example.py").write_text(textwrap.dedent(example))
+    run = subprocess.run(
+        [sys.executable, "example.py"], cwd=folder, capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    got = np.asarray(Image.open(folder / "mask.png"))
+    predictor.set_image(np.asarray(Image.open(folder / "photo.jpg")))
+    want = predictor.predict(points=[[60, 40]]).mask
+    assert got.shape == want.shape
+    # Random weights give ragged masks, and Pillow resizes a little differently.
+    assert (got == want).mean() > 0.95
 
 
 def test_an_existing_folder_and_bad_checkpoints_are_refused(predictor, folder, tmp_path, capsys):

@@ -148,6 +148,35 @@ def test_the_output_may_be_no_file(run, tmp_path, capsys):
     assert capsys.readouterr().err.startswith("error: ")
 
 
+@pytest.mark.parametrize(
+    ("call", "output"),
+    [
+        (["in/a.png", "--point=3,3"], "in"),
+        (["in/a.png", "--point=3,3"], "in/../in/"),
+        (["out/masks/a_0.png", "--point=3,3"], "out"),
+        (["in/a.png", "--mask=out/panoptic/b.png"], "out"),
+        (["in/a.png", "--scribble=in/b.PNG", "--point=3,3"], "in"),
+        (["in/link.png", "--point=3,3"], "in"),
+    ],
+)
+def test_no_result_takes_the_place_of_what_was_read(run, tmp_path, capsys, call, output):
+    for name in ("out/masks/a_0.png", "out/panoptic/b.png"):
+        Path(name).parent.mkdir(parents=True)
+        Image.fromarray(picture()).save(name)
+    Path("in/link.png").symlink_to(tmp_path / "out/masks/a_0.png")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert predict.main([*call, "--checkpoint=run", f"--output={output}"]) == 1
+    assert f"--output {output} is where" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_results_of_the_run_before_are_no_inputs(run, tmp_path):
+    for _ in range(2):
+        command = ["in", "--point=3,3", "--checkpoint=run", "--output=in/out"]
+        assert predict.main(command) == 0
+    assert {path.name for path in (tmp_path / "in/out").glob("*.png")} == {"a.png", "b.png"}
+
+
 # Videos
 
 

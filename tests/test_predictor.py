@@ -10,15 +10,11 @@ import jax
 import numpy as np
 import pytest
 from jax import monitoring
-from pycocotools import mask as coco_mask
 
 from seem_jax import postprocess
-from seem_jax.data import transforms
 from seem_jax.predictor import Predictor, Prompts, Reference, everything, results
 from seem_jax.predictor.predictor import default_classes
-from seem_jax.predictor.programs import MAX_ANSWERS, MAX_POINTS
-from seem_jax.predictor.prompts import draw
-from seem_jax.predictor.thinning import fair_shares, thin
+from seem_jax.predictor.programs import MAX_ANSWERS
 from tests.predictor_support import CLASSES, picture, same, tiny_predictor
 
 compilations: list[str] = []
@@ -228,77 +224,6 @@ def test_rules_without_memory_slots_answer_too():
     check_sound(shared.predict(points=[[20, 20], [40, 40]], memory=first.memory), (80, 120))
 
 
-# Drawing
-
-
-def placed(height=80, width=120, side=64):
-    return transforms.fitted((height, width), side)
-
-
-def pixels(drawn, side=64):
-    return np.round(drawn.points[drawn.valid] * side).astype(int)
-
-
-def test_a_click_is_nine_pixels_around_its_own():
-    drawn = draw(Prompts(points=[[60.4, 40.9]]), placed(), 48)
-    centre = np.floor((np.array([60, 40]) + 0.5) * 64 / 120)
-    np.testing.assert_array_equal(pixels(drawn).mean(0), centre)
-    assert len(pixels(drawn)) == 9
-    assert len(pixels(draw(Prompts(points=[[0, 0]]), placed(), 48))) == 4  # cut by the corner
-
-
-@pytest.mark.parametrize("size", [(80, 120), (1, 1), (1, 500), (700, 2), (64, 64)])
-def test_what_is_drawn_lies_where_it_was_drawn(size):
-    height, width = size
-    placement = placed(*size)
-    x0, x1 = width * 0.25, max(width * 0.75, width * 0.25 + 0.5)
-    y0, y1 = height * 0.25, max(height * 0.75, height * 0.25 + 0.5)
-    mask = np.zeros(size, bool)
-    mask[int(y0) : int(np.ceil(y1)), int(x0) : int(np.ceil(x1))] = True
-    corners = [[x0, y0], [x1, y0], [x1, y1], [x0, y1]]
-    for asked in (
-        Prompts(box=[x0, y0, x1, y1]),
-        Prompts(polygon=corners),
-        Prompts(mask=mask),
-        Prompts(scribble=[[x0, y0], [x1 - 0.01, y1 - 0.01]]),
-    ):
-        found = pixels(draw(asked, placement, 10_000)) + 0.5
-        scale = np.array(placement.resized[::-1]) / np.array([width, height])
-        assert len(found), asked.given
-        margin = 2.5  # a pixel of rounding and half of a stroke
-        low, high = np.floor([x0, y0]), np.ceil([x1, y1])
-        assert (found >= low * scale - margin).all(), asked.given
-        assert (found <= high * scale + margin).all(), asked.given
-
-
-def test_too_many_points_are_thinned_fairly_and_counted():
-    rng = np.random.default_rng(0)
-    points = np.floor(rng.random((1000, 2)) * [120, 80])
-    drawn = draw(Prompts(points=points, box=[0, 0, 120, 80]), placed(), 48)
-    assert drawn.valid.sum() <= MAX_POINTS
-    assert drawn.dropped > 0
-    again = draw(Prompts(points=points[::-1], box=[0, 0, 120, 80]), placed(), 48)
-    np.testing.assert_array_equal(again.points, drawn.points)
-    assert draw(Prompts(points=points[:5]), placed(), 48).dropped == 0
-
-
-def test_fair_shares_keep_small_drawings_whole():
-    assert fair_shares([9, 9, 1000], 100) == [9, 9, 82]
-    assert fair_shares([5, 5, 5], 6) == [2, 2, 2]
-    assert fair_shares([], 6) == []
-    rows = np.arange(2304)
-    np.testing.assert_array_equal(thin(rows, 48), thin(rows, 48))
-    assert len(np.unique(thin(rows, 48) % 48)) > 10  # not a single column of a 48 pixel wide box
-
-
-def test_a_negative_stroke_is_negative(predictor):
-    asked = Prompts(scribble=[[[5, 5], [30, 5]], [[5, 60], [30, 60]]], scribble_labels=[1, 0])
-    drawn = draw(asked, placed(), 48)
-    rows = pixels(drawn)[:, 1]
-    positive = drawn.positive[drawn.valid]
-    assert rows[positive].max() < rows[~positive].min()
-
-
 # Everything
 
 
@@ -344,75 +269,12 @@ def test_instances_are_sorted_and_within_their_limits(predictor):
     assert 0 < len(some) < len(every)
 
 
-# Formats
-
-
-def made_prediction():
-    masks = np.zeros((2, 20, 30), bool)
-    masks[0, 2:10, 3:20] = True
-    masks[0, 4:6, 5:9] = False  # a hole
-    return results.Prediction(
-        masks=masks,
-        scores=np.array([0.9, 0.1], np.float32),
-        quality=np.ones(2, np.float32),
-        texts=("a thing", None),
-        logits=np.zeros((2, 4, 4), np.float32),
-        memories=(),
-        classes=("cat", "dog"),
-        labels=np.array([1, 0], np.int32),
-        probabilities=np.array([[0.2, 0.8], [0.6, 0.1]], np.float32),
-        dropped_points=0,
-    )
-
-
-def test_coco_results_hold_the_same_masks():
-    prediction = made_prediction()
-    entries = json.loads(json.dumps(prediction.to_coco(7, category_ids=[17, 18])))
-    decoded = coco_mask.decode([entry["segmentation"] for entry in entries])
-    np.testing.assert_array_equal(np.moveaxis(decoded, -1, 0).astype(bool), prediction.masks)
-    assert entries[0]["bbox"] == [3, 2, 17, 8]
-    assert entries[0]["area"] == prediction.masks[0].sum()
-    assert (entries[0]["category_id"], entries[0]["image_id"], entries[0]["name"]) == (18, 7, "dog")
-    assert entries[1]["bbox"] == [0, 0, 0, 0]
-    with pytest.raises(ValueError, match="category_ids has 1 numbers for 2 classes"):
-        prediction.to_coco(7, category_ids=[1])
-
-
-def test_polygons_and_boxes_surround_the_mask():
-    prediction = made_prediction()
-    (ring,) = prediction.to_polygons()[0]
-    assert (ring.min(0) == [3, 2]).all() and (ring.max(0) == [19, 9]).all()
-    assert prediction.to_polygons()[1] == []
-    fields = prediction.to_supervision()
-    np.testing.assert_array_equal(fields["xyxy"][0], [3, 2, 20, 10])
-    assert fields["xyxy"].shape == (2, 4) and fields["mask"].shape == (2, 20, 30)
-    assert list(fields["data"]["class_name"]) == ["dog", "cat"]
-
-
-def test_panoptic_png_holds_the_ids():
-    ids = np.array([[0, 1, 300], [70000, 1, 0]], np.int32)
-    segments = tuple(postprocess.Segment(n, 0, True, 0.5) for n in (1, 300, 70000))
-    prediction = results.PanopticPrediction(ids, segments, ("cat",))
-    png = prediction.to_png().astype(int)
-    np.testing.assert_array_equal(png[..., 0] + 256 * png[..., 1] + 65536 * png[..., 2], ids)
-    info = json.loads(json.dumps(prediction.segments_info()))
-    assert [(s["id"], s["area"]) for s in info] == [(1, 2), (300, 1), (70000, 1)]
-    assert info[0]["bbox"] == [1, 0, 1, 2]
-
-
-def test_pictures_show_the_mask_and_leave_the_image_alone(predictor):
+def test_everything_is_drawn_at_the_size_of_the_image_or_larger(predictor):
     image = picture(20, 30)
-    before = image.copy()
-    drawn = made_prediction().draw(image)
-    assert drawn.shape == image.shape and (drawn != image).any()
-    assert made_prediction().draw(image, 300).shape == (200, 300, 3)
-    np.testing.assert_array_equal(image, before)
     predictor.set_image(image)
     for answer in (predictor.panoptic(threshold=0.0), predictor.semantic()):
         assert answer.draw(image).shape == image.shape
         assert answer.draw(image, 300).shape == (200, 300, 3)
-    with pytest.raises(ValueError, match="the image of this prediction"):
-        made_prediction().draw(picture(21, 30))
 
 
 # From a checkpoint

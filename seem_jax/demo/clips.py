@@ -38,7 +38,7 @@ class Order:
     def said(self) -> str:
         """The order in words."""
         if self.gesture is not None:
-            return self.gesture.tool if self.gesture.positive else f"not this: {self.gesture.tool}"
+            return self.gesture.said
         if self.text is not None:
             return self.text
         return "as on the reference picture" if self.reference is not None else "leaves"

@@ -18,11 +18,14 @@ MAGENTA: Colour = (255, 0, 220)
 WHITE: Colour = (255, 255, 255)
 INK: Colour = (30, 30, 34)
 GOLDEN_RATIO = 0.61803398875  # steps of it around the colour circle never come close to each other
+FIRST_HUE = 0.58  # a blue: the first mask must look like neither a positive nor a negative mark
 
 
 def colour(number: int, shade: int = 0) -> Colour:
     """The number-th of endless well separated hues, in one of three shades."""
-    rgb = colorsys.hsv_to_rgb(number * GOLDEN_RATIO % 1.0, 0.85, (1.0, 0.6, 0.8)[shade % 3])
+    rgb = colorsys.hsv_to_rgb(
+        (FIRST_HUE + number * GOLDEN_RATIO) % 1.0, 0.85, (1.0, 0.6, 0.8)[shade % 3]
+    )
     red, green, blue = (round(255 * part) for part in rgb)
     return red, green, blue
 
@@ -52,6 +55,8 @@ def overlay(
         tint = np.asarray(rgb, np.float32)
         out[mask] = (1 - alpha) * out[mask] + alpha * tint[None]
         out[_rim(mask)] = tint
+        if _thickness(mask) > 3:  # a light edge shows where tint and picture are alike
+            out[_rim(mask, 3)] = WHITE
     return out.round().astype(np.uint8)
 
 
@@ -63,11 +68,16 @@ def spotlight(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return out
 
 
-def _rim(mask: np.ndarray) -> np.ndarray:
-    """The outermost pixels of a mask, more of them in a large picture."""
-    thick = max(3, 2 * (max(mask.shape) // 200) + 1)
+def _rim(mask: np.ndarray, thick: int = 0) -> np.ndarray:
+    """The outermost pixels of a mask, as a square brush of `thick` pixels on its edge marks them."""
+    thick = thick or _thickness(mask)
     inner = cv2.erode(mask.astype(np.uint8), np.ones((thick, thick), np.uint8), borderValue=0)
     return mask & (inner == 0)
+
+
+def _thickness(mask: np.ndarray) -> int:
+    """Pixels, odd; more in a large picture."""
+    return max(3, 2 * (max(mask.shape) // 200) + 1)
 
 
 def points(
@@ -97,28 +107,62 @@ def line(
     return out
 
 
-def names(image: np.ndarray, masks: Sequence[np.ndarray], texts: Sequence[str]) -> np.ndarray:
-    """A copy with each text at the innermost place of its mask; masks without pixels get none."""
+def names(
+    image: np.ndarray,
+    masks: Sequence[np.ndarray],
+    texts: Sequence[str],
+    clear: Sequence[Sequence[float]] = (),
+) -> np.ndarray:
+    """A copy with each text at the innermost place of its mask; masks without pixels get none.
+
+    Letters stay off the places (x, y) in [0, 1] of `clear`. They stand above a mask that they would
+    cover, or beside it.
+    """
     canvas = Image.fromarray(image)
     pen = ImageDraw.Draw(canvas)
     size = max(11, max(image.shape[:2]) // 22)
     for mask, text in zip(masks, texts, strict=True):
         if not mask.any():
             continue
-        depth = cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
-        y, x = np.unravel_index(depth.argmax(), depth.shape)
-        _tag(pen, canvas.size, text, (int(x), int(y)), size)
+        left, top, right, bottom = pen.textbbox((0, 0), text, font=font(size))
+        width, height = right - left + 6, bottom - top + 4
+        room = _room(mask, clear, width, height)
+        x, y = _innermost(room) if room.any() else _above(mask, height)
+        x = min(max(x - width // 2, 0), max(canvas.size[0] - width, 0))
+        y = min(max(y - height // 2, 0), max(canvas.size[1] - height, 0))
+        pen.rectangle((x, y, x + width - 1, y + height - 1), fill=WHITE)
+        pen.text((x + 3 - left, y + 2 - top), text, fill=INK, font=font(size))
     return np.asarray(canvas)
 
 
-def _tag(pen: ImageDraw.ImageDraw, frame, text: str, centre: tuple[int, int], size: int) -> None:
-    """Dark letters on white about a centre, moved so far that they stay inside the frame."""
-    left, top, right, bottom = pen.textbbox((0, 0), text, font=font(size))
-    width, height = right - left + 6, bottom - top + 4
-    x = min(max(centre[0] - width // 2, 0), max(frame[0] - width, 0))
-    y = min(max(centre[1] - height // 2, 0), max(frame[1] - height, 0))
-    pen.rectangle((x, y, x + width - 1, y + height - 1), fill=WHITE)
-    pen.text((x + 3 - left, y + 2 - top), text, fill=INK, font=font(size))
+def _room(
+    mask: np.ndarray, clear: Sequence[Sequence[float]], width: int, height: int
+) -> np.ndarray:
+    """bool [H, W], where in a mask the centre of a text may lie; nowhere in a mask that it would hide."""
+    if mask.sum() < width * height:
+        return np.zeros_like(mask)
+    room = mask.copy()
+    reach_x, reach_y = width // 2 + height // 2, height  # with half a letter of air
+    for x, y in clear:
+        column, row = int(x * mask.shape[1]), int(y * mask.shape[0])
+        rows = slice(max(row - reach_y, 0), row + reach_y + 1)
+        room[rows, max(column - reach_x, 0) : column + reach_x + 1] = False
+    return room
+
+
+def _innermost(mask: np.ndarray) -> tuple[int, int]:
+    """(x, y) of the pixel that is farthest from the edge of a mask."""
+    depth = cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
+    y, x = np.unravel_index(depth.argmax(), depth.shape)
+    return int(x), int(y)
+
+
+def _above(mask: np.ndarray, height: int) -> tuple[int, int]:
+    """(x, y) of the centre of a text of this height above a mask, or below where there is no room."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    gap = height // 2 + 3
+    y = int(rows[0]) - gap if rows[0] >= height + 3 else int(rows[-1]) + gap
+    return int(columns[0] + columns[-1]) // 2, y
 
 
 @functools.lru_cache(maxsize=32)

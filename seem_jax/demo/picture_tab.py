@@ -18,6 +18,8 @@ from seem_jax.demo.studio import Desk, Sample, Studio, mark, names
 from seem_jax.demo.wiring import HOW, SUFFIXES, aside, on, on_upload, tools, uploaded
 from seem_jax.demo.wiring import board as a_board
 
+LISTED = 6  # prompts that the line below the picture names
+
 
 def picture_tab(studio: Studio) -> gr.State:
     """Adds the tab to the page that is being built; the reference picture, for the other tab."""
@@ -116,10 +118,9 @@ class _Events:
             if desk is None or desk not in self.studio.desks:
                 raise
             return desk, *_view(desk, html.escape(str(error)))
-        count = len(desk.session.actions)
         took = 1000 * (time.perf_counter() - start)
-        said = f"{count} prompt{'s' if count != 1 else ''}, answered in {took:.0f} ms."
-        return desk, *_view(desk, said if count else HOW["click"])
+        said = f"{_listed(desk.said)}. Answered in {took:.0f} ms; Undo takes back the last."
+        return desk, *_view(desk, said if desk.said else HOW["click"])
 
 
 def a_file(label: str, name: str) -> gr.File:
@@ -172,6 +173,12 @@ def _reference(studio: Studio, tool: gr.Radio, negative: gr.Checkbox) -> tuple[g
     on(board.gesture, drawn, [state, tool, negative], [state, board])
     on(clear.click, cleared, [state], [state, board])
     return state, shown
+
+
+def _listed(said: tuple[str, ...]) -> str:
+    """How many prompts there are, and which came last."""
+    number = f"{len(said)} prompt{'s' if len(said) != 1 else ''}"
+    return f"{number}: {'... ' if len(said) > LISTED else ''}{', '.join(said[-LISTED:])}"
 
 
 def _view(desk: Desk, hint: str) -> tuple:

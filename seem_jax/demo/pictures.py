@@ -31,7 +31,7 @@ def board(desk: Desk) -> np.ndarray:
     if desk.prediction is None:
         shown = fitted(desk.picture)
     else:
-        shown = desk.prediction.draw(desk.picture, side_of(desk.picture))
+        shown = desk.prediction.draw(desk.picture, side_of(desk.picture), _places(desk))
     return marked(shown, desk.marks.values())
 
 
@@ -136,6 +136,13 @@ def parcel(desk: Desk) -> bytes:
             if file.is_file():
                 archive.write(file, file.relative_to(folder))
     return out.getvalue()
+
+
+def _places(desk: Desk) -> list[np.ndarray]:
+    """Where clicks and scribbles are, (x, y) in [0, 1]: names must not hide them."""
+    marks = desk.marks.values()
+    clicks = [mark.where[-1] for mark in marks if mark.tool == "click"]
+    return clicks + [place for mark in marks if mark.tool == "scribble" for place in mark.where]
 
 
 def _colours(found: Iterable[Segment]) -> list[draw.Colour]:

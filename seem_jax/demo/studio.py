@@ -49,6 +49,11 @@ class Mark:
     where: np.ndarray  # float64 [n, 2], (x, y) in [0, 1] of the picture
     positive: bool
 
+    @property
+    def said(self) -> str:
+        """The mark in words."""
+        return self.tool if self.positive else f"not this: {self.tool}"
+
     def prompts(self, size: tuple[int, int]) -> Prompts:
         """The same in pixels of a picture of this size (height, width)."""
         height, width = size
@@ -99,6 +104,16 @@ class Desk:
         self.prediction: Prediction | None = None
         self.everything: PanopticPrediction | None = None
         self.folder = TemporaryDirectory(prefix="seem_jax_")  # for what is taken home
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        """What kind each prompt that stands is, the oldest first."""
+        kinds = {number: mark.said for number, mark in self.marks.items()}
+        if self.phrase is not None:
+            kinds[self.phrase[0]] = "text"
+        if self.shown is not None:
+            kinds[self.shown] = "reference picture"
+        return tuple(kinds[number] for number in self.session.actions)
 
     def clear(self) -> None:
         """Lets go of everything large, since a page may hold on to its desk for long."""

@@ -42,5 +42,44 @@ they are above 0), "embedding" [b, A, D], "score" and "quality" [b, A] in [0, 1]
 
 `objects` gives "logits" [b, Q, S/4, S/4], "embedding" [b, Q, D] and "names" [b, Q, V]: the class of a query is
 the softmax of exp(weights["logit_scale"]) times the cosine of its name with the rows of `classes`, the last of
-which is "no object" (about.json: templates). Token ids come from tokenizer.model (sentencepiece).
+which is "no object" (about.json: templates). Token ids come from tokenizer.model (sentencepiece): bos_id, the
+pieces of the text in lower case, eos_id, then pad_id where valid is False. A CLIP vocabulary splits the text by
+CLIP's own pattern before.
+
+A click, from the picture to its mask (with Pillow):
+
+    import json
+
+    import numpy as np
+    from load import load
+    from PIL import Image
+
+    with open("about.json") as file:
+        about = json.load(file)
+    model, side = load("."), about["image_size"]
+
+    photo = Image.open("photo.jpg").convert("RGB")
+    scale = side / max(photo.size)
+    width, height = (max(1, round(edge * scale)) for edge in photo.size)
+    square = np.full((1, side, side, 3), about["padding"], np.uint8)
+    square[0, :height, :width] = photo.resize((width, height), Image.Resampling.BILINEAR)
+    features = model["encode"](square)
+
+    x, y = 60, 40  # where the click is, in pixels of the photo
+    column, row = int((x + 0.5) * scale), int((y + 0.5) * scale)
+    near = np.stack(np.meshgrid([-1, 0, 1], [-1, 0, 1]), -1).reshape(1, 9, 2)
+    pixels = near + [column, row]
+    rows = {
+        "points": (pixels / side).astype(np.float32),
+        "positive": np.ones((1, 9), bool),
+        "valid": ((pixels >= 0) & (pixels < side)).all(-1),
+        "fitted": np.array([[height, width]], np.int32),
+        "memory": np.zeros((1, features["mask"].shape[-1]), np.float32),
+        "remembers": np.zeros(1, bool),
+    }
+    answers = model["answer"](features, rows)
+    logits = Image.fromarray(np.array(answers["logits"][0, 0], np.float32))
+    logits = logits.resize((side, side), Image.Resampling.BILINEAR)
+    logits = logits.crop((0, 0, width, height)).resize(photo.size, Image.Resampling.BILINEAR)
+    Image.fromarray(np.asarray(logits) > 0).save("mask.png")
 """

@@ -107,10 +107,16 @@ class Prediction:
             fields["data"] = {"class_name": np.array(self.names, dtype=str)}
         return fields
 
-    def draw(self, image: np.ndarray, side: int | None = None) -> np.ndarray:
+    def draw(
+        self,
+        image: np.ndarray,
+        side: int | None = None,
+        clear: Sequence[Sequence[float]] = (),
+    ) -> np.ndarray:
         """A copy of the image uint8 [H, W, 3] with the masks, their names or phrases, and scores.
 
-        Its longer edge is `side` pixels, or as it was: letters do not fit into small pictures.
+        Its longer edge is `side` pixels, or as it was: letters do not fit into small pictures. They
+        stay off the places (x, y) in [0, 1] of `clear`, where marks are to be seen.
         """
         _same_size(image, self.masks.shape[1:])
         image, shown = sized(image, self.masks, side)
@@ -121,7 +127,8 @@ class Prediction:
         order = range(len(self) - 1, -1, -1)  # the best on top
         masks = [shown[index] for index in order]
         colours = [draw.colour(index) for index in order]
-        return draw.names(draw.overlay(image, masks, colours), masks, [tags[i] for i in order])
+        shown = draw.overlay(image, masks, colours)
+        return draw.names(shown, masks, [tags[i] for i in order], clear)
 
     def _first(self) -> int:
         if not len(self):
