@@ -18,8 +18,8 @@ if [ -z "${PROCESSES:-}" ]; then
 fi
 
 export JAX_PLATFORMS=cpu
-export XLA_FLAGS="--xla_force_host_platform_device_count=${DEVICES:-4}"
-if [ -n "${DRY_RUN:-}" ]; then echo "export JAX_PLATFORMS=$JAX_PLATFORMS XLA_FLAGS=$XLA_FLAGS"; fi
+export XLA_FLAGS="${XLA_FLAGS:+$XLA_FLAGS }--xla_force_host_platform_device_count=${DEVICES:-4}"
+if [ -n "${DRY_RUN:-}" ]; then run export "JAX_PLATFORMS=$JAX_PLATFORMS" "XLA_FLAGS=$XLA_FLAGS"; fi
 children=()
 for ((process = 0; process < PROCESSES; process++)); do
   become "${command[@]}" "--coordinator=127.0.0.1:${PORT:-12355}" "--num_processes=$PROCESSES" \
