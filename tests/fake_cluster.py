@@ -20,7 +20,7 @@ from seem_jax import train
 from seem_jax.config import FaultsConfig, MeshConfig
 from seem_jax.data import pipeline
 from seem_jax.evaluation import evaluator
-from tests import fakes, test_pipeline
+from tests import compiled_step, fakes, test_pipeline
 
 NUM_STEPS, BATCH_SIZE = 3, 8
 
@@ -36,6 +36,7 @@ def configuration(workdir, num_steps):
     config.data.batch_size = BATCH_SIZE
     config.data.min_scale, config.data.max_scale = 0.7, 1.5
     config.model.text.vocab_size = 128  # letters
+    config.model.decoder.num_layers, config.max_rounds = 1, 1  # half the time of a start
     config.mesh = MeshConfig(data=2, fsdp=-1, tensor=1)
     config.compile_cache = str(tests.conftest.CACHE)
     return config
@@ -92,6 +93,7 @@ def main(workdir, process_id, num_processes, port, devices, num_steps=NUM_STEPS,
         Told.stuck_at = int(stuck.split(":")[1])
     train.open_data = open_data
     evaluator.Evaluator = NoEvaluator
+    compiled_step.reuse()
     return train.train(configuration(workdir, num_steps))
 
 

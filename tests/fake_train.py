@@ -18,7 +18,7 @@ import jax
 
 from seem_jax import train
 from seem_jax.evaluation import evaluator
-from tests import fakes
+from tests import compiled_step, fakes
 
 NUM_STEPS = 8
 
@@ -61,6 +61,7 @@ def fake_config(workdir, num_steps, every):
     config = fakes.tiny_config()
     config.workdir = str(workdir)
     config.num_steps, config.checkpoint_every = num_steps, every
+    config.model.decoder.num_layers, config.max_rounds = 1, 1  # half the time of a start
     config.compile_cache = str(tests.conftest.CACHE)
     return config
 
@@ -70,6 +71,7 @@ def main(workdir, poisoned=0, num_steps=NUM_STEPS, every=2):
         FakeBatches(config, poisoned), *fakes.class_token_ids(config)
     )
     evaluator.Evaluator = FakeEvaluator
+    compiled_step.reuse()
     return train.train(fake_config(workdir, num_steps, every))
 
 

@@ -27,7 +27,7 @@ from seem_jax.training import goodput
 from seem_jax.training import state as states
 from seem_jax.training.step import make_train_step, vocabulary
 from seem_jax.training.watchdog import EXIT_STUCK
-from tests import test_pipeline
+from tests import compiled_step, test_pipeline
 from tests.fakes import class_token_ids, tiny_config
 from tests.test_processes import free_port
 from tests.test_train import run, start
@@ -44,6 +44,14 @@ def leaves(workdir, step):
     folder = workdir / "checkpoints" / "steps" / str(step)
     assert manifest.problem(folder) is None
     return manifest.leaves(folder)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_compilation(tmp_path_factory):
+    """The runs of this file compile their step once for each number of processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(compiled_step.FOLDER, str(tmp_path_factory.mktemp("steps")))
+        yield
 
 
 @pytest.fixture(scope="module")
