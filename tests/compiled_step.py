@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import os
 import pickle
+import sys
 from pathlib import Path
 
 import jax
@@ -55,5 +56,6 @@ def _key(config: object) -> str:
     """Of all that the program depends on: configuration, code, and which devices of which process."""
     fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_COMPILED}
     place = (processes.number(), jax.process_count(), jax.local_device_count())
-    text = repr((fields, place, agreement.code_fingerprint(), os.environ["XLA_FLAGS"]))
+    program = sys.modules["__main__"].__spec__.name
+    text = repr((program, fields, place, agreement.code_fingerprint(), os.environ["XLA_FLAGS"]))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

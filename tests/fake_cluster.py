@@ -46,11 +46,13 @@ class Told:
     """Batches that say which samples they hold, and that stop coming where they are told to."""
 
     stuck_at = 0
+    pause = 0.0  # seconds before each batch
 
     def __init__(self, batches):
         self.batches, self.count = batches, 0
 
     def __next__(self):
+        time.sleep(self.pause)
         batch = next(self.batches)
         self.count += 1
         if self.count == self.stuck_at:
