@@ -20,7 +20,7 @@ from seem_jax import train
 from seem_jax.config import FaultsConfig, MeshConfig
 from seem_jax.data import pipeline
 from seem_jax.evaluation import evaluator
-from tests import compiled_step, fakes, test_pipeline
+from tests import fakes, test_pipeline
 
 NUM_STEPS, BATCH_SIZE = 3, 8
 
@@ -95,7 +95,6 @@ def main(workdir, process_id, num_processes, port, devices, num_steps=NUM_STEPS,
         Told.stuck_at = int(stuck.split(":")[1])
     train.open_data = open_data
     evaluator.Evaluator = NoEvaluator
-    compiled_step.reuse()
     return train.train(configuration(workdir, num_steps))
 
 

@@ -18,7 +18,7 @@ import jax
 
 from seem_jax import train
 from seem_jax.evaluation import evaluator
-from tests import compiled_step, fakes
+from tests import fakes
 
 NUM_STEPS = 8
 
@@ -71,7 +71,6 @@ def main(workdir, poisoned=0, num_steps=NUM_STEPS, every=2):
         FakeBatches(config, poisoned), *fakes.class_token_ids(config)
     )
     evaluator.Evaluator = FakeEvaluator
-    compiled_step.reuse()
     return train.train(fake_config(workdir, num_steps, every))
 
 

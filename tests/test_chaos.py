@@ -3,7 +3,8 @@
 `make chaos` runs these at full numbers; tests/test_train.py, test_watchdog.py, test_checkpoint.py and
 test_processes.py hold a tenth of them for every commit. "Equal" compares the hashes of all leaves of
 parameters and optimizer, as they were in memory when the last checkpoint was saved (seem_jax/manifest.py).
-One process trains a small SEEM; several train a model of two arrays (toy_cluster.py), which starts quickly.
+Resuming at each step is shown on a small SEEM; runs that are killed train a model of two arrays
+(toy_model.py), which starts in seconds, where those of test_train.py train the small SEEM too.
 """
 
 import json
@@ -28,16 +29,15 @@ from seem_jax.training import goodput
 from seem_jax.training import state as states
 from seem_jax.training.step import make_train_step, vocabulary
 from seem_jax.training.watchdog import EXIT_STUCK
-from tests import compiled_step, test_pipeline
+from tests import test_pipeline
 from tests.fakes import class_token_ids, tiny_config
 from tests.test_processes import free_port
-from tests.test_train import run, start
 from tests.test_watchdog import endings, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS, EVERY = 60, 3  # of the run that is killed
+STEPS, EVERY = 90, 3  # of the run that is killed
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
@@ -47,28 +47,36 @@ def leaves(workdir, step):
     return manifest.leaves(folder)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_compilation(tmp_path_factory):
-    """The runs of this file compile their step once for each number of processes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(compiled_step.FOLDER, str(tmp_path_factory.mktemp("steps")))
-        yield
+def start(workdir):
+    """A run of one process that goes on from its last checkpoint."""
+    command = [sys.executable, "-m", "tests.toy_train", str(workdir), "0", str(STEPS), str(EVERY)]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def run(workdir):
+    """(exit code, output) of a run left alone."""
+    child = start(workdir)
+    output, _ = child.communicate(timeout=600)
+    return child.returncode, output
 
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("unbroken")
-    code, output = run(workdir, 0, STEPS, EVERY)
+    code, output = run(workdir)
     assert code == 0, output
     return workdir
 
 
-def begun(workdir):
-    """A run that has taken its first step of this start, or has ended; with what it said so far."""
-    child, said = start(workdir, 0, STEPS, EVERY), []
+def begun(workdir, steps=1):
+    """A run that has taken so many steps of this start, or has ended; with what it said so far."""
+    child, said = start(workdir), []
     for line in child.stdout:
         said.append(line)
-        if line.startswith("step "):
+        steps -= line.startswith("step ")
+        if not steps:
             break
     return child, said
 
@@ -84,7 +92,7 @@ def test_twenty_kills_five_of_them_inside_a_save_change_no_bit(tmp_path, unbroke
     rng, inside, seen = random.Random(0), 0, []
     begin = time.time()
     for number in range(20):
-        child, said = begun(tmp_path)
+        child, said = begun(tmp_path, rng.randint(1, 4))
         assert child.poll() is None, said
         if number % 3 == 0:  # 7 of them
             while not saving(tmp_path):
@@ -92,12 +100,12 @@ def test_twenty_kills_five_of_them_inside_a_save_change_no_bit(tmp_path, unbroke
                 time.sleep(0.001)
             time.sleep(rng.uniform(0, 0.02))
         else:
-            time.sleep(rng.uniform(0, 0.8))
+            time.sleep(rng.uniform(0, 0.3))
         child.kill()
         child.communicate()
         inside += saving(tmp_path)
         seen += [line for line in said if line.startswith("continuing from")]
-    code, output = run(tmp_path, 0, STEPS, EVERY)
+    code, output = run(tmp_path)
     assert code == 0, output
     assert inside >= 5
     assert leaves(tmp_path, STEPS) == leaves(unbroken, STEPS)
@@ -112,9 +120,9 @@ def test_twenty_kills_five_of_them_inside_a_save_change_no_bit(tmp_path, unbroke
 def test_ten_notices_to_stop_save_the_current_step_within_thirty_seconds(tmp_path, unbroken):
     rng = random.Random(1)
     for _ in range(10):
-        child, said = begun(tmp_path)
+        child, said = begun(tmp_path, rng.randint(1, 4))
         assert child.poll() is None, said
-        time.sleep(rng.uniform(0, 0.8))
+        time.sleep(rng.uniform(0, 0.3))
         begin = time.monotonic()
         child.send_signal(signal.SIGTERM)
         rest, _ = child.communicate(timeout=60)
@@ -122,7 +130,7 @@ def test_ten_notices_to_stop_save_the_current_step_within_thirty_seconds(tmp_pat
         assert child.returncode == 75, rest
         step = int(rest.split("saved at step ")[1].split(";")[0])
         assert leaves(tmp_path, step)
-    code, output = run(tmp_path, 0, STEPS, EVERY)
+    code, output = run(tmp_path)
     assert code == 0, output
     assert f"continuing from the checkpoint of step {step}" in output
     assert leaves(tmp_path, STEPS) == leaves(unbroken, STEPS)
@@ -298,13 +306,13 @@ def test_a_second_job_in_a_work_folder_is_refused_within_five_seconds(tmp_path):
     """Five seconds from its own first line on; importing JAX comes before that."""
     first, _ = begun(tmp_path)
     begin = time.monotonic()
-    code, output = run(tmp_path, 0, STEPS, EVERY)
+    code, output = run(tmp_path)
     took = time.monotonic() - begin
     first.kill()
     first.communicate()
     imports = float(
         subprocess.run(
-            [sys.executable, "-c", "import time; b = time.time(); import tests.fake_train; print(time.time() - b)"],
+            [sys.executable, "-c", "import time; b = time.time(); import tests.toy_train; print(time.time() - b)"],
             cwd=ROOT, capture_output=True, text=True, check=True,
         ).stdout
     )  # fmt: skip
