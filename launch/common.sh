@@ -9,6 +9,13 @@ run() {
   fi
 }
 
+# Goes on as the command, so that signals sent to this shell reach it.
+become() {
+  if [ -z "${DRY_RUN:-}" ]; then exec "$@"; fi
+  run "$@"
+  exit
+}
+
 # need NAME MEANING: ends with a message unless the variable is set.
 need() {
   if [ -z "${!1:-}" ]; then

@@ -14,22 +14,23 @@ python=${PYTHON:-.venv/bin/python}
 command=("$python" -m seem_jax.train "--config=${CONFIG:-configs/focalt.py}" "--workdir=$WORKDIR" "$@")
 
 if [ -z "${PROCESSES:-}" ]; then
-  run "$here/restart.sh" "${command[@]}"
-  exit
+  become "$here/restart.sh" "${command[@]}"
 fi
 
 export JAX_PLATFORMS=cpu
-export XLA_FLAGS="--xla_force_host_platform_device_count=${DEVICES:-4}"
-if [ -n "${DRY_RUN:-}" ]; then echo "export JAX_PLATFORMS=$JAX_PLATFORMS XLA_FLAGS=$XLA_FLAGS"; fi
+export XLA_FLAGS="${XLA_FLAGS:+$XLA_FLAGS }--xla_force_host_platform_device_count=${DEVICES:-4}"
+if [ -n "${DRY_RUN:-}" ]; then run export "JAX_PLATFORMS=$JAX_PLATFORMS" "XLA_FLAGS=$XLA_FLAGS"; fi
 children=()
 for ((process = 0; process < PROCESSES; process++)); do
-  run "${command[@]}" "--coordinator=127.0.0.1:${PORT:-12355}" "--num_processes=$PROCESSES" \
+  become "${command[@]}" "--coordinator=127.0.0.1:${PORT:-12355}" "--num_processes=$PROCESSES" \
     "--process_id=$process" &
   children+=($!)
 done
 code=0
 trap 'kill -TERM "${children[@]}" 2>/dev/null || true' TERM INT
 for child in "${children[@]}"; do
+  # A trapped signal ends `wait` early; the process is still saving.
+  while kill -0 "$child" 2>/dev/null; do wait "$child" || true; done
   result=0
   wait "$child" || result=$?
   if [ "$result" -gt "$code" ]; then code=$result; fi

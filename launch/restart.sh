@@ -23,13 +23,10 @@ trap forward TERM INT
 while :; do
   "$@" &
   child=$!
+  # A trapped signal ends `wait` early; the command is still saving.
+  while kill -0 "$child" 2>/dev/null; do wait "$child"; done
   wait "$child"
   code=$?
-  # A trapped signal ends `wait` early; the command is still saving.
-  while kill -0 "$child" 2>/dev/null; do
-    wait "$child"
-    code=$?
-  done
   if [ -n "$stopping" ] || { [ "$code" -ne 75 ] && [ "$code" -ne 76 ] && [ "$code" -le 128 ]; }; then
     exit "$code"
   fi

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from absl import logging
 
@@ -93,32 +94,53 @@ class Checkpoints:
                 raise
 
     def save(self, step: int, params: Any, opt_state: Any, data: Any) -> None:
-        """Starts saving; returns when the arrays were copied. `data` is the grain iterator, whose
-        state must be the same on all hosts (it is a step number).
+        """Starts saving; the arrays may be used up as soon as it returns. `data` is the grain iterator,
+        whose state must be the same on all hosts (it is a step number).
 
-        Raises OSError when this save, or the one before it, could not be written.
+        With one process the devices copy the arrays, beside what they hold, and all else happens in the
+        background. With several, Orbax brings them to the hosts before this returns. Raises OSError when
+        this save could not begin, or the one before it could not be written.
         """
         self.wait()
         self._check_space(step, params, opt_state)
-        prints = manifest.fingerprints({"params": params, "opt_state": opt_state})
+        trees, position = {"params": params, "opt_state": opt_state}, data.get_state()
+        if not processes.several():
+            trees = _copies(trees)
+            self._saving = _Save(step, lambda: self._write_and_seal(step, trees, position))
+            return
+        # What several processes compute and agree on must come in one order: not beside the next steps.
+        prints = manifest.fingerprints(trees)
         try:
-            self._manager.save(
-                step,
-                force=True,
-                args=ocp.args.Composite(
-                    params=ocp.args.StandardSave(params),
-                    opt_state=ocp.args.StandardSave(opt_state),
-                    data=ocp.args.JsonSave(data.get_state()),
-                    meta=ocp.args.JsonSave(_meta(step, self.config)),
-                ),
-            )
+            self._write(step, trees, position)
         except Exception as error:
             raise self._failure(step, error) from error
         self._saving = _Save(step, lambda: self._seal(step, prints))
 
+    def _write_and_seal(self, step: int, trees: dict[str, Any], position: dict) -> None:
+        jax.block_until_ready(trees)  # the next step waits for the copy too: do not slow it down
+        prints = manifest.fingerprints(trees)
+        self._write(step, trees, position)
+        self._seal(step, prints)
+
+    def _write(self, step: int, trees: dict[str, Any], position: dict) -> None:
+        """Hands a step to Orbax, which goes on writing in threads of its own."""
+        self._manager.save(
+            step,
+            force=True,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(trees["params"]),
+                opt_state=ocp.args.StandardSave(trees["opt_state"]),
+                data=ocp.args.JsonSave(position),
+                meta=ocp.args.JsonSave(_meta(step, self.config)),
+            ),
+        )
+
     def prepare(self, params: Any, opt_state: Any) -> None:
         """Compiles what a save computes, so that the first one does not wait for it."""
-        manifest.fetch(manifest.fingerprints({"params": params, "opt_state": opt_state}))
+        trees = {"params": params, "opt_state": opt_state}
+        manifest.fetch(manifest.fingerprints(trees))
+        if not processes.several():
+            _copies.lower(trees).compile()
 
     def save_frozen(self, frozen: Any) -> None:
         """Saves the parameters that never change, in place of those of an earlier start."""
@@ -331,6 +353,12 @@ def _meta(step: int, config: Config) -> dict:
         "config": json.loads(config_lib.to_json(config)),
         "versions": {name: metadata.version(name) for name in names},
     }
+
+
+@jax.jit
+def _copies(tree: Any) -> Any:
+    """Copies where the arrays lie. Returns before they are made; what uses the arrays up waits for them."""
+    return jax.tree.map(jnp.copy, tree)
 
 
 def _bytes(tree: Any) -> int:

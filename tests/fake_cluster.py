@@ -36,6 +36,7 @@ def configuration(workdir, num_steps):
     config.data.batch_size = BATCH_SIZE
     config.data.min_scale, config.data.max_scale = 0.7, 1.5
     config.model.text.vocab_size = 128  # letters
+    config.model.decoder.num_layers, config.max_rounds = 1, 1  # half the time of a start
     config.mesh = MeshConfig(data=2, fsdp=-1, tensor=1)
     config.compile_cache = str(tests.conftest.CACHE)
     return config
@@ -45,11 +46,13 @@ class Told:
     """Batches that say which samples they hold, and that stop coming where they are told to."""
 
     stuck_at = 0
+    pause = 0.0  # seconds before each batch
 
     def __init__(self, batches):
         self.batches, self.count = batches, 0
 
     def __next__(self):
+        time.sleep(self.pause)
         batch = next(self.batches)
         self.count += 1
         if self.count == self.stuck_at:

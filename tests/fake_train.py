@@ -61,6 +61,7 @@ def fake_config(workdir, num_steps, every):
     config = fakes.tiny_config()
     config.workdir = str(workdir)
     config.num_steps, config.checkpoint_every = num_steps, every
+    config.model.decoder.num_layers, config.max_rounds = 1, 1  # half the time of a start
     config.compile_cache = str(tests.conftest.CACHE)
     return config
 

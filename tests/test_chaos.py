@@ -3,6 +3,8 @@
 `make chaos` runs these at full numbers; tests/test_train.py, test_watchdog.py, test_checkpoint.py and
 test_processes.py hold a tenth of them for every commit. "Equal" compares the hashes of all leaves of
 parameters and optimizer, as they were in memory when the last checkpoint was saved (seem_jax/manifest.py).
+Resuming at each step is shown on a small SEEM; runs that are killed train a model of two arrays
+(toy_model.py), which starts in seconds, where those of test_train.py train the small SEEM too.
 """
 
 import json
@@ -30,13 +32,12 @@ from seem_jax.training.watchdog import EXIT_STUCK
 from tests import test_pipeline
 from tests.fakes import class_token_ids, tiny_config
 from tests.test_processes import free_port
-from tests.test_train import run, start
 from tests.test_watchdog import endings, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS, EVERY = 60, 3  # of the run that is killed
+STEPS, EVERY = 90, 3  # of the run that is killed
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
@@ -46,20 +47,36 @@ def leaves(workdir, step):
     return manifest.leaves(folder)
 
 
+def start(workdir):
+    """A run of one process that goes on from its last checkpoint."""
+    command = [sys.executable, "-m", "tests.toy_train", str(workdir), "0", str(STEPS), str(EVERY)]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def run(workdir):
+    """(exit code, output) of a run left alone."""
+    child = start(workdir)
+    output, _ = child.communicate(timeout=600)
+    return child.returncode, output
+
+
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("unbroken")
-    code, output = run(workdir, 0, STEPS, EVERY)
+    code, output = run(workdir)
     assert code == 0, output
-    return leaves(workdir, STEPS)
+    return workdir
 
 
-def begun(workdir):
-    """A run that has taken its first step of this start, or has ended; with what it said so far."""
-    child, said = start(workdir, 0, STEPS, EVERY), []
+def begun(workdir, steps=1):
+    """A run that has taken so many steps of this start, or has ended; with what it said so far."""
+    child, said = start(workdir), []
     for line in child.stdout:
         said.append(line)
-        if line.startswith("step "):
+        steps -= line.startswith("step ")
+        if not steps:
             break
     return child, said
 
@@ -75,7 +92,7 @@ def test_twenty_kills_five_of_them_inside_a_save_change_no_bit(tmp_path, unbroke
     rng, inside, seen = random.Random(0), 0, []
     begin = time.time()
     for number in range(20):
-        child, said = begun(tmp_path)
+        child, said = begun(tmp_path, rng.randint(1, 4))
         assert child.poll() is None, said
         if number % 3 == 0:  # 7 of them
             while not saving(tmp_path):
@@ -83,15 +100,15 @@ def test_twenty_kills_five_of_them_inside_a_save_change_no_bit(tmp_path, unbroke
                 time.sleep(0.001)
             time.sleep(rng.uniform(0, 0.02))
         else:
-            time.sleep(rng.uniform(0, 0.8))
+            time.sleep(rng.uniform(0, 0.3))
         child.kill()
         child.communicate()
         inside += saving(tmp_path)
         seen += [line for line in said if line.startswith("continuing from")]
-    code, output = run(tmp_path, 0, STEPS, EVERY)
+    code, output = run(tmp_path)
     assert code == 0, output
     assert inside >= 5
-    assert leaves(tmp_path, STEPS) == unbroken
+    assert leaves(tmp_path, STEPS) == leaves(unbroken, STEPS)
     steps = [int(line.rsplit(" ", 1)[1]) for line in seen]
     assert steps == sorted(steps)  # what was saved stayed saved
     ledger = goodput.summary(tmp_path)
@@ -103,9 +120,9 @@ def test_twenty_kills_five_of_them_inside_a_save_change_no_bit(tmp_path, unbroke
 def test_ten_notices_to_stop_save_the_current_step_within_thirty_seconds(tmp_path, unbroken):
     rng = random.Random(1)
     for _ in range(10):
-        child, said = begun(tmp_path)
+        child, said = begun(tmp_path, rng.randint(1, 4))
         assert child.poll() is None, said
-        time.sleep(rng.uniform(0, 0.8))
+        time.sleep(rng.uniform(0, 0.3))
         begin = time.monotonic()
         child.send_signal(signal.SIGTERM)
         rest, _ = child.communicate(timeout=60)
@@ -113,10 +130,10 @@ def test_ten_notices_to_stop_save_the_current_step_within_thirty_seconds(tmp_pat
         assert child.returncode == 75, rest
         step = int(rest.split("saved at step ")[1].split(";")[0])
         assert leaves(tmp_path, step)
-    code, output = run(tmp_path, 0, STEPS, EVERY)
+    code, output = run(tmp_path)
     assert code == 0, output
     assert f"continuing from the checkpoint of step {step}" in output
-    assert leaves(tmp_path, STEPS) == unbroken
+    assert leaves(tmp_path, STEPS) == leaves(unbroken, STEPS)
 
 
 def test_resuming_at_each_of_twenty_steps_gives_the_same_bits_and_samples(tmp_path):
@@ -167,13 +184,13 @@ def test_resuming_at_each_of_twenty_steps_gives_the_same_bits_and_samples(tmp_pa
     data.close()
 
 
-def cluster(workdir, total, steps, stuck="", devices=4):
+def cluster(workdir, total, steps, stuck="", module="tests.toy_cluster", devices=4):
     """The processes of a distributed run that goes on from its last checkpoint."""
     port = free_port()
     environment = {**os.environ, "XLA_FLAGS": ""}
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.fake_cluster",
+            [sys.executable, "-m", module,
              *map(str, (workdir, process, total, port, devices // total, steps, stuck))],
             cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
@@ -198,7 +215,7 @@ def samples(outputs):
     return [[sample for part in parts for sample in part] for parts in zip(*told, strict=True)]
 
 
-LONG = 40  # steps of the distributed run
+LONG = 60  # steps of the distributed run
 
 
 @pytest.fixture(scope="module")
@@ -289,13 +306,13 @@ def test_a_second_job_in_a_work_folder_is_refused_within_five_seconds(tmp_path):
     """Five seconds from its own first line on; importing JAX comes before that."""
     first, _ = begun(tmp_path)
     begin = time.monotonic()
-    code, output = run(tmp_path, 0, STEPS, EVERY)
+    code, output = run(tmp_path)
     took = time.monotonic() - begin
     first.kill()
     first.communicate()
     imports = float(
         subprocess.run(
-            [sys.executable, "-c", "import time; b = time.time(); import tests.fake_train; print(time.time() - b)"],
+            [sys.executable, "-c", "import time; b = time.time(); import tests.toy_train; print(time.time() - b)"],
             cwd=ROOT, capture_output=True, text=True, check=True,
         ).stdout
     )  # fmt: skip
@@ -306,9 +323,8 @@ def test_a_second_job_in_a_work_folder_is_refused_within_five_seconds(tmp_path):
     assert took - imports <= 5, (took, imports)
 
 
-def test_the_ledger_of_a_run_is_in_its_evaluation(tmp_path):
-    run(tmp_path, 0, 4, 2)
-    numbers = json.loads((tmp_path / "evaluation.json").read_text())
+def test_the_ledger_of_a_run_is_in_its_evaluation(unbroken):
+    numbers = json.loads((unbroken / "evaluation.json").read_text())
     kinds = {
         f"goodput/{kind}_seconds": numbers[f"goodput/{kind}_seconds"] for kind in goodput.KINDS
     }

@@ -142,6 +142,30 @@ def test_one_machine_needs_one_process_and_a_trial_cluster_several():
     assert all(command[-2] == "--num_processes=2" for command in several)
 
 
+TRAINING = """#!/bin/bash
+trap 'sleep 0.5; touch "$FOLDER/saved$$"; exit 75' TERM
+touch "$FOLDER/up$$"
+while :; do sleep 0.05; done
+"""
+
+
+@pytest.mark.parametrize("processes", ["", "2"])
+def test_sigterm_to_the_script_of_one_machine_reaches_training(tmp_path, processes):
+    """Which takes half a second to save; its code comes through."""
+    program, count = tmp_path / "python", int(processes or 1)
+    program.write_text(TRAINING)
+    program.chmod(0o755)
+    given = {"PYTHON": str(program), "WORKDIR": "/run", "PROCESSES": processes}
+    child = subprocess.Popen(
+        [LAUNCH / "machine.sh"], env={**os.environ, **given, "FOLDER": str(tmp_path)}
+    )
+    while len(list(tmp_path.glob("up*"))) < count:
+        time.sleep(0.02)
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(timeout=30) == 75
+    assert len(list(tmp_path.glob("saved*"))) == count
+
+
 @pytest.mark.parametrize("name", ["tpu_vm.sh", "gke.sh", "machine.sh", "slurm.sbatch"])
 def test_a_missing_variable_is_named(name):
     code, commands, said = script(name, "run")

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,10 +67,14 @@ class Ledger:
 
 
 class CompileCounter:
-    """Counts the programs that JAX compiles while it is entered, cached ones included."""
+    """Counts the programs that JAX compiles in this thread while it is entered, cached ones included.
+
+    Those of a save in the background do not make the training loop wait.
+    """
 
     def __init__(self):
         self.count = 0
+        self._thread = threading.get_ident()
 
     def __enter__(self) -> CompileCounter:
         jax.monitoring.register_event_duration_secs_listener(self._record)
@@ -91,7 +96,7 @@ class CompileCounter:
         self.count = count
 
     def _record(self, event: str, duration: float, **_: object) -> None:
-        self.count += event == COMPILED
+        self.count += event == COMPILED and threading.get_ident() == self._thread
 
 
 def peak_bytes() -> int:

@@ -56,7 +56,8 @@ class Loop:
             while step < config.num_steps:
                 step += 1
                 trace.begin(step)
-                placed = sharding.put_batch(batch, self.mesh)
+                with clock.spend("overhead", self.progress.busy):
+                    placed = sharding.put_batch(batch, self.mesh)
                 with clock.spend("productive"):
                     self.watchdog.beat(f"step {step}")
                     state, metrics = train_step(state, placed, self.names)
