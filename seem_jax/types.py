@@ -121,6 +121,23 @@ class VisualTokens:
 
 
 @struct.dataclass
+class KeptTokens:
+    """Drawn prompts as the decoder's self-attention reads them: projected once, read every round.
+
+    Only the slots of a prompt read its tokens, so they lie by prompt, n rows each. A round of a
+    session then neither reads the image at old points nor projects their tokens again, and no slot
+    scores the tokens of other prompts.
+    """
+
+    keys: tuple[Array, ...]  # [B, A, P, n, E] per decoder layer
+    values: tuple[Array, ...]  # [B, A, P, n, E]
+    valid: Array  # bool [B, P, n]
+    pooled: Array  # [B, P, D], as of VisualTokens
+    count: Array  # float32 [B, P, 1], positive points in `pooled`
+    prompt_valid: Array  # bool [B, P]
+
+
+@struct.dataclass
 class Memory:
     """What the last round answered, for each visual prompt."""
 

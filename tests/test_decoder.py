@@ -145,6 +145,34 @@ def test_rounds_need_only_visual_queries_and_memory(made):
     np.testing.assert_array_equal(lean.visual_choice, everything.visual_choice)
 
 
+def test_kept_tokens_answer_as_tokens_read_anew(made):
+    """Also for a prompt without a valid point and one without a positive one."""
+    decoder, params = made
+    mask, levels = images(3)
+    drawn = draw_prompts(4)
+    first = slice(PROMPTS * 6)
+    prompts = VisualPrompts(
+        points=drawn.points[:, first],
+        prompt=jnp.broadcast_to(jnp.repeat(jnp.arange(PROMPTS), 6)[None], (BATCH, PROMPTS * 6)),
+        positive=drawn.positive[:, first].at[0, 6:12].set(False),
+        valid=drawn.valid[:, first].at[1, 12:].set(False),
+    )
+    variables = {"params": params}
+    features = decoder.apply(variables, mask, levels, method="prepare")
+    kept = decoder.apply(variables, features, prompts, PROMPTS, method="keep_points")
+    memory = Memory(kept.pooled, jnp.array([[True, True, True], [True, False, False]]))
+    _, visual, want = run(decoder, params, mask, levels, None, prompts, memory)
+    got = decoder.apply(variables, features, None, kept, memory)
+    for group in ("object", "visual"):
+        for name in ("mask_embedding", "class_embedding"):
+            arrays = (getattr(getattr(o, group), name) for o in (got, want))
+            np.testing.assert_allclose(*arrays, atol=1e-5)
+    np.testing.assert_array_equal(got.visual_choice, want.visual_choice)
+    np.testing.assert_array_equal(kept.prompt_valid, visual.prompt_valid)
+    with pytest.raises(ValueError, match="their own prompt; text"):
+        decoder.apply(variables, features, draw_text(5), kept)
+
+
 def test_batch_mates_change_nothing(made):
     decoder, params = made
     mask, levels = images(3)

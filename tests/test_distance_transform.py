@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from seem_jax.kernels.bit_planes import pack
 from seem_jax.kernels.distance_transform import (
     chebyshev_distance,
+    deepest,
     kornia_distance,
     squared_euclidean_distance,
 )
@@ -56,6 +58,11 @@ def test_any_size_works_and_a_full_region_is_deepest_in_its_middle(shape):
     distance = np.asarray(jax.jit(chebyshev_distance)(np.ones(shape, bool)))
     assert distance.max() == (min(shape) + 1) // 2
     assert distance.min() == 1
+    row, column = jax.jit(lambda r: deepest(pack(r), 1))(np.ones((1, *shape), bool))
+    assert (
+        int(row[0] * shape[1] + column[0])
+        == np.asarray(jax.jit(kornia_distance)(distance > 0)).argmax()
+    )
 
 
 def test_the_closed_form_is_the_iterated_definition():
@@ -70,6 +77,19 @@ def test_equal_neighbourhoods_give_exact_ties_so_the_first_pixel_wins():
     region[5:12, 3:25] = True
     got = np.asarray(jax.jit(kornia_distance)(region))
     assert np.unravel_index(got.argmax(), got.shape) == (8, 7)
+
+
+@pytest.mark.parametrize("number", [1, 9, 33])
+def test_the_deepest_pixel_is_the_first_with_the_largest_distance(number):
+    """Also of empty, full, ragged and thin regions, and where regions fill several words."""
+    rng = np.random.default_rng(number)
+    noise = ndimage.gaussian_filter(rng.normal(size=(2, number, 40, 57)), (0, 0, 3, 3))
+    regions = noise > rng.normal(0, 0.1, (2, number, 1, 1))
+    regions[0, 0], regions[1, 0] = False, True
+    regions[1, -1, :, 3:] = False
+    row, column = jax.jit(lambda r: deepest(pack(r), number))(regions)
+    distance = np.asarray(jax.jit(kornia_distance)(regions)).reshape(2, number, -1)
+    np.testing.assert_array_equal(np.asarray(row) * 57 + column, distance.argmax(-1))
 
 
 def test_official_distance_transforms():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import json
 import math
 from pathlib import Path
 
@@ -377,6 +378,17 @@ def test_annotations_that_do_not_fit_are_named(tmp_path, monkeypatch):
     path.write_text('{"images": [], "annotations": [{"id": 8, "image_id": 3}]}')
     with pytest.raises(ValueError, match=r"none\.json, annotation 8"):
         read_annotations(path)
+    image = {"id": 3, "height": 4, "width": 4}
+    mask = {"id": 8, "image_id": 3, "category_id": 1, "area": 20}
+    for size, code, given in ([4, 5], "d0", r"\(4, 5\)"), ([4, 4], "d0", "covers 20 pixels"):
+        row = mask | {"segmentation": {"size": size, "counts": code}}
+        path.write_text(json.dumps({"images": [image], "annotations": [row]}))
+        with pytest.raises(ValueError, match=rf"none\.json, annotation 8.*{given}.*image 3 is"):
+            read_annotations(path)
+    for twice in ({"images": [image] * 2}, {"annotations": [mask] * 2}):
+        path.write_text(json.dumps({"images": [image], "annotations": []} | twice))
+        with pytest.raises(ValueError, match=r"none\.json: ids \[\d\] occur more than once"):
+            read_annotations(path)
     path.write_text('{"images": []}')
     with pytest.raises(ValueError, match=r"none\.json is no COCO instance file.*annotations"):
         read_annotations(path)

@@ -7,6 +7,7 @@ tested is everything around a model: vocabulary, sizes, padding, clicks, countin
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 
@@ -23,7 +24,7 @@ from seem_jax.data.schema import Record
 from seem_jax.evaluation import evaluator, report, results, sessions
 from seem_jax.evaluation.tasks import base
 from seem_jax.models.seem import build, initialise
-from seem_jax.types import Features, Outputs, SlotOutputs, VisualTokens
+from seem_jax.types import Features, KeptTokens, Outputs, SlotOutputs, VisualTokens
 from tests.fakes import tiny_config
 
 NUM_IDS, NUM_WORDS = 16, 48
@@ -101,6 +102,20 @@ class Oracle:
             valid=prompts.valid,
             pooled=pooled,
             prompt_valid=owner.any(-1),
+        )
+
+    def keep_prompts(self, features, prompts, num_prompts):
+        visual = self.encode_prompts(features, prompts, num_prompts)
+        shape = (len(prompts.valid), num_prompts, -1)
+        valid = prompts.valid.reshape(shape)
+        positive = (valid & prompts.positive.reshape(shape)).sum(-1, keepdims=True)
+        return KeptTokens(
+            keys=(),
+            values=(),
+            valid=valid,
+            pooled=visual.pooled,
+            count=positive.astype(jnp.float32),
+            prompt_valid=visual.prompt_valid,
         )
 
     def decode(self, features, text=None, visual=None, memory=None, *, objects=True):
@@ -326,6 +341,33 @@ def test_a_set_without_stuff_and_answers_without_a_segment_have_numbers(setting,
     assert "&ndash;" in (tmp_path / "nothing" / "report.html").read_text()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"segment_map": b"nothing"}, "its segment map .*is not an image"),
+        ({"segment_map": b""}, "it has no segment map"),
+        (
+            {"segment_map": cv2.imencode(".png", np.ones((8, 9), np.uint8))[1].tobytes()},
+            r"\(8, 9\)",
+        ),
+    ],
+)
+def test_a_damaged_segment_map_is_named(setting, tmp_path, change, message):
+    """By data set, number and file, in every task that reads it."""
+    config, params, split = setting
+    split.records[1] = dataclasses.replace(split.records[1], **change)
+    context = base.Context(Oracle(), only(config, "panoptic", batch_size=1))
+    for task in (
+        evaluator.Panoptic(context, "fake:val"),
+        evaluator.Semantic(context, "fake:val"),
+        evaluator.Instances(context, "fake:val"),
+        evaluator.Interactive(context, "fake:val"),
+        evaluator.Video(context, "fake:val"),
+    ):
+        with pytest.raises(ValueError, match=rf"shapes_fake:val, record 1 \(1\.png\): .*{message}"):
+            list(task.answers(params, [[0] if task.count() == 1 else [1]]))
+
+
 def test_a_vocabulary_gives_names_and_must_be_complete(setting, tmp_path):
     config, params, _ = setting
     path = tmp_path / "names.json"
@@ -383,7 +425,8 @@ def test_a_session_depends_on_no_batch_mate():
         chosen = (maps[:, None] == wanted[..., None, None]) & (wanted > 0)[..., None, None]
         truth = chosen.astype(np.int8)
         rows = sessions.Rows(chosen, truth, wanted > 0, sizes, sizes, plan, None)
-        state = sessions.begin(rows, features, user, 3)
+        begin = functools.partial(sessions.begin, model, user=user, max_clicks=3)
+        state = sessions.idle(jax.eval_shape(begin, params, rows, features), 3)
         return sessions.advance(
             model,
             params,

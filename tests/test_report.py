@@ -35,6 +35,7 @@ class Page(HTMLParser):
 def run(tmp_path):
     lines = [
         {"step": s, "loss": 9.0 / s, "object/class": 1.0 * s, "learning_rate": 0.1}
+        | {"dropped/objects": 0}
         for s in (1, 2, 3)
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
@@ -53,7 +54,7 @@ def test_the_report_holds_everything_and_needs_nothing(run):
     assert page.sources
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert "71.25" in page.text
-    assert page.tags.count("polyline") == 3  # loss, object/class, learning_rate
+    assert page.tags.count("polyline") == 3  # loss, object/class, learning_rate; no line of zeros
     assert any('"learning_rate"' in text for text in page.text)  # the configuration
     stored = json.loads((run / "evaluation.json").read_text())
     assert stored == {"panoptic/pq": 71.25, "panoptic/pq_stuff": None, "run/peak_bytes": 3e9}
@@ -84,13 +85,16 @@ def test_a_damaged_line_is_named(tmp_path):
 
 
 def test_a_curve_stays_inside_its_frame():
-    line = plots.Line([(0, 2.0), (5, 2.0), (10, -1.0)], "a <line>")
+    points = [(0, 2.0), (3, math.nan), (5, 2.0), (10, -1.0)]
+    line = plots.Line(points, "a <line>", counts=[1, 7, 4, 9]).finite()
     svg = ElementTree.fromstring(plots.svg([line], plots.Axes(diagonal=True)))
     points = svg.find("polyline").get("points").split()
     x, y = np.array([point.split(",") for point in points], float).T
     assert (np.diff(x) > 0).all()
     assert 0 <= y.min() <= y.max() <= plots.HEIGHT
     assert x.max() <= plots.WIDTH
+    dots = [float(dot.get("r")) for dot in svg.iter("circle")]
+    np.testing.assert_allclose(dots, plots.DOT * np.sqrt([1 / 9, 4 / 9, 1]), atol=0.06)
 
 
 def test_a_sheet_has_its_rows_and_columns(tmp_path):

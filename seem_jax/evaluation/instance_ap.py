@@ -17,6 +17,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from seem_jax.data.schema import run_pixels
+
 STATISTICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 STATISTICS += ("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large")
 
@@ -86,7 +88,8 @@ def read_annotations(path: str | Path) -> dict[int, list[dict]]:
     """image_id -> {category_id, iscrowd, area, rle} of each annotation of a COCO instance file, [] for
     an image without any.
 
-    Raises ValueError naming the file, and the annotation, for anything else.
+    Raises ValueError naming the file, and the annotation, for anything else: ids that occur twice,
+    unknown images, masks that do not cover exactly their image.
     """
     try:
         table = json.loads(Path(path).read_text())
@@ -94,6 +97,10 @@ def read_annotations(path: str | Path) -> dict[int, list[dict]]:
         rows = table["annotations"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no COCO instance file ({error!r}).") from error
+    for kind in ("images", "annotations"):
+        twice = _twice(table[kind])
+        if twice:
+            raise ValueError(f"{path}: ids {twice} occur more than once among its {kind}.")
     out: dict[int, list[dict]] = {image: [] for image in sizes}
     for row in rows:
         try:
@@ -102,6 +109,12 @@ def read_annotations(path: str | Path) -> dict[int, list[dict]]:
                 shape = coco_mask.frPyObjects(shape, *size)
             code = coco_mask.merge(shape) if isinstance(shape, list) else shape
             counts = code["counts"]
+            covered = run_pixels(counts.encode() if isinstance(counts, str) else counts)
+            if tuple(code["size"]) != size or covered != size[0] * size[1]:
+                raise ValueError(
+                    f"its mask is {tuple(code['size'])} (height, width) and covers {covered} pixels, "
+                    f"image {row['image_id']} is {size}"
+                )
             kept = {
                 "category_id": row["category_id"],
                 "iscrowd": int(row.get("iscrowd", 0)),
@@ -129,13 +142,19 @@ def _mean(precision: np.ndarray) -> float:
     return float(measured.mean()) if measured.size else math.nan
 
 
+def _twice(records: Sequence[Mapping]) -> list:
+    """The first ids that occur more than once; records without one are not looked at."""
+    counts = Counter(record["id"] for record in records if "id" in record)
+    return [number for number, count in counts.items() if count > 1][:5]
+
+
 def _check(truth: Mapping, detections: Sequence[Mapping]) -> None:
     images = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
     categories = {category["id"] for category in truth["categories"]}
     for kind in ("images", "categories", "annotations"):
-        twice = [i for i, n in Counter(record["id"] for record in truth[kind]).items() if n > 1]
+        twice = _twice(truth[kind])
         if twice:
-            raise ValueError(f"truth: ids {twice[:5]} occur more than once among its {kind}.")
+            raise ValueError(f"truth: ids {twice} occur more than once among its {kind}.")
     records = [(f"annotation {a['id']} of the truth", a) for a in truth["annotations"]]
     records += [(f"detection {number}", detection) for number, detection in enumerate(detections)]
     for name, record in records:

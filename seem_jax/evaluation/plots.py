@@ -7,20 +7,28 @@ import html
 import math
 from collections.abc import Sequence
 
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 420, 210, 46, 10, 22  # pixels of a chart and of its margins
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 430, 210, 56, 10, 22  # pixels of a chart and of its margins
 COLOURS = ("#1668b8", "#d1495b", "#2e8b57", "#c77c02", "#7b5ea7", "#555555", "#0aa2a2")
+DOT = 7  # pixels, radius of the largest dot
 Point = tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """Points (x, y) in the order of x; a name where there are several lines."""
+    """Points (x, y) in the order of x; a name where there are several lines. counts: how many values
+    stand behind each point, drawn as the area of a dot; () draws none."""
 
     points: Sequence[Point]
     name: str = ""
+    counts: Sequence[float] = ()
 
-    def finite(self) -> list[Point]:
-        return [tuple(point) for point in self.points if all(map(math.isfinite, point))]
+    def finite(self) -> Line:
+        """The line without the points that are not."""
+        kept = [k for k, point in enumerate(self.points) if all(map(math.isfinite, point))]
+        counts = [self.counts[k] for k in kept] if len(self.counts) else ()
+        return dataclasses.replace(
+            self, points=[tuple(self.points[k]) for k in kept], counts=counts
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +42,7 @@ class Axes:
 
 def figure(lines: Sequence[Line], caption: str, axes: Axes | None = None) -> str:
     """The chart with its caption as HTML; "" where no line has two points."""
-    drawn = [Line(line.finite(), line.name) for line in lines]
+    drawn = [line.finite() for line in lines]
     drawn = [line for line in drawn if len(line.points) >= 2]
     if not drawn:
         return ""
@@ -63,6 +71,12 @@ def svg(lines: Sequence[Line], axes: Axes) -> str:
         parts.append(
             f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.7"/>'
         )
+        for point, count in zip(line.points, line.counts, strict=False):
+            x, y = place(point).split(",")
+            radius = DOT * math.sqrt(count / max(line.counts))
+            parts.append(
+                f'<circle cx="{x}" cy="{y}" r="{radius:.1f}" fill="{colour}" fill-opacity="0.5"/>'
+            )
     parts += _legend([line.name for line in lines], floor)
     for y, value in ((TOP + 4, high), (floor, low)):
         parts.append(f'<text x="{LEFT - 4}" y="{y}" text-anchor="end">{value:.4g}</text>')

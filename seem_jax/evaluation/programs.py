@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from seem_jax import interaction, postprocess
+from seem_jax.kernels.bit_planes import count
 from seem_jax.losses.text import phrase_logits
 from seem_jax.models.seem import mask_logits, remember, text_tokens
 from seem_jax.types import Features, VisualPrompts
@@ -111,7 +112,7 @@ def _by_text(model, params, features, ids, valid, visual, plan):
 
 def _scored(mask, truth, click) -> Answers:
     return Answers(
-        mask=mask, intersection=_pixels(mask & truth), union=_pixels(mask | truth), clicks=click
+        mask=mask, intersection=count(mask & truth), union=count(mask | truth), clicks=click
     )
 
 
@@ -133,7 +134,3 @@ def filled_boxes(masks):
 
     axis = masks.ndim - 2, masks.ndim - 1
     return span(rows, axis[0]) & span(columns, axis[1])
-
-
-def _pixels(mask):
-    return mask.sum((-2, -1), dtype=jnp.int32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -160,6 +161,16 @@ def read(
     )
 
 
+@contextlib.contextmanager
+def named(records: Records, sample: int, record: Record) -> Iterator[None]:
+    """Puts the data set and the record before the text of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        where = f"{records.name}:{records.split}, record {sample} ({record.file_name})"
+        raise ValueError(f"{where}: {error}") from error
+
+
 def _batch(records, samples: list[int], sizing: Sizing, tokenizer, config, rows: int) -> EvalBatch:
     found = [records[sample] for sample in samples]
     sizes = [(record.height, record.width) for record in found]
@@ -170,8 +181,7 @@ def _batch(records, samples: list[int], sizing: Sizing, tokenizer, config, rows:
     ids = np.zeros((rows, most, config.max_phrase_tokens), np.int32)
     valid = np.zeros(ids.shape, bool)
     for row, (sample, record, size) in enumerate(zip(samples, found, sizes, strict=True)):
-        where = f"{records.name}:{records.split}, record {sample} ({record.file_name})"
-        try:
+        with named(records, sample, record):
             picture = images.decode_image(record.image, name=record.file_name)
             if picture.shape[:2] != size:
                 raise ValueError(
@@ -189,6 +199,4 @@ def _batch(records, samples: list[int], sizing: Sizing, tokenizer, config, rows:
                 ids[row, :count], valid[row, :count] = tokenizer.encode(
                     texts, config.max_phrase_tokens
                 )
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
     return EvalBatch(samples, found, image, image_size, ids, valid)

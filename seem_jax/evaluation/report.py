@@ -85,10 +85,10 @@ def write(workdir: str | Path, config: Config, numbers: dict[str, float]) -> Pat
         f"<h1>{html.escape(config.name)}</h1>",
         f"<p>{_summary(config, history)}</p>",
         _cards(numbers),
-        *_sheets(workdir / "pictures"),
         _score_curves(tasks),
-        _curves(history),
         _tables(numbers),
+        *_sheets(workdir / "pictures"),
+        _curves(history),
         _protocols([header for header, _ in tasks.values()]),
         f"<h2>Configuration</h2><details><summary>all fields</summary>"
         f"<pre>{html.escape(to_json(config))}</pre></details>",
@@ -184,12 +184,15 @@ def _belief(task: str, results: list[dict], segments: list[dict]) -> list[str]:
     reliability, risk = [], []
     for name, pair in believed.items():
         table = calibration.reliability(*pair)
-        reliability.append(Line((100 * table[table[:, 0] > 0, 1:]).tolist(), name))
+        table = table[table[:, 0] > 0]
+        reliability.append(Line((100 * table[:, 1:]).tolist(), name, table[:, 0].tolist()))
         risk.append(Line((100 * calibration.risk_coverage(*pair)).tolist(), name))
     whole = (0.0, 100.0)
     return [
         figure(
-            reliability, f"{task}: % right against % confidence, {which}", Axes(whole, whole, True)
+            reliability,
+            f"{task}: % right against % confidence, {which}; dots by their number",
+            Axes(whole, whole, True),
         ),
         figure(risk, f"{task}: % wrong against % kept, surest first, {which}", Axes(x=whole)),
     ]
@@ -204,12 +207,10 @@ def _replace(path: Path, text: str) -> None:
 
 def _summary(config: Config, history: list[dict]) -> str:
     model, data = config.model, config.data
-    steps = (
-        f"{int(history[-1]['step'])} of {config.num_steps} steps" if history else "not trained here"
-    )
+    steps = f"{int(history[-1]['step'])} of {config.num_steps} steps" if history else "training set"
     return html.escape(
         f"{model.backbone.name}, width {model.decoder.width}, {model.decoder.num_layers} decoder "
-        f"layers; {data.image_size} pixels, batch {data.batch_size}; {steps} on "
+        f"layers; {data.image_size} pixels, batch {data.batch_size}; {steps}: "
         f"{', '.join(data.train)}."
     )
 
@@ -231,7 +232,9 @@ def _cards(numbers: dict[str, float]) -> str:
 
 def _sheets(folder: Path) -> list[str]:
     out = []
-    for path in sorted(folder.glob("*.png"), key=lambda p: (p.stem not in PICTURES, p.stem)):
+    order = list(PICTURES)
+    paths = sorted(folder.glob("*.png"))
+    for path in sorted(paths, key=lambda p: order.index(p.stem) if p.stem in order else len(order)):
         data = base64.b64encode(path.read_bytes()).decode()
         title = html.escape(PICTURES.get(path.stem, path.stem))
         out.append(f'<h2>{title}</h2><img alt="{title}" src="data:image/png;base64,{data}">')
@@ -275,7 +278,7 @@ def _table(columns: Sequence[str], rows: Sequence[str], cells: Sequence[Sequence
 
 
 def _curves(history: list[dict]) -> str:
-    """A curve for the loss and for each of its terms."""
+    """A curve for the loss and for each of its terms; none for what was always 0."""
     names = sorted(
         {name for entry in history for name in entry if "/" in name and "evaluation/" not in name}
     )
@@ -287,6 +290,7 @@ def _curves(history: list[dict]) -> str:
             for entry in history
             if isinstance(entry.get(name), (int, float)) and math.isfinite(entry[name])
         ]
-        drawn.append(figure([Line(points)], name))
+        if any(value for _, value in points):
+            drawn.append(figure([Line(points)], name))
     drawn = [chart for chart in drawn if chart]
     return f'<h2>Training</h2><div class="curves">{"".join(drawn)}</div>' if drawn else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from seem_jax.kernels.bit_planes import count
 from seem_jax.kernels.distance_transform import squared_euclidean_distance
 
 IGNORE = -1  # truth value that counts nowhere
@@ -35,6 +36,5 @@ def next_click(predicted, truth, clicked):
 def iou(predicted, truth) -> jax.Array:
     """float32 [...], IoU of bool and int8 maps [..., H, W] without the ignored pixels."""
     counted, true = truth != IGNORE, truth == 1
-    shared = (predicted & true & counted).sum((-2, -1), dtype=jnp.int32)
-    union = ((predicted | true) & counted).sum((-2, -1), dtype=jnp.int32)
+    shared, union = count(predicted & true & counted), count((predicted | true) & counted)
     return shared.astype(jnp.float32) / union.astype(jnp.float32)

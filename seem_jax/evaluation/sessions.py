@@ -17,8 +17,8 @@ from flax import struct
 from seem_jax import interaction, postprocess
 from seem_jax.evaluation import ritm
 from seem_jax.evaluation.programs import filled_boxes
-from seem_jax.models.seem import mask_logits, remember
-from seem_jax.types import Features, Memory, VisualPrompts
+from seem_jax.models.seem import remember
+from seem_jax.types import Features, KeptTokens, Memory, VisualPrompts
 
 GOOD_ENOUGH = 0.9  # IoU above which all objects of an official session are done
 POINTS = interaction.POINTS_PER_CLICK
@@ -42,8 +42,8 @@ class Rows:
 class State:
     """Where the sessions stand."""
 
-    features: Features
     prompts: VisualPrompts  # [B, first drawing + clicks]
+    tokens: KeptTokens  # of the prompts, each with room for all clicks
     marks: jax.Array  # what the user remembers of its clicks, [B, P, ...]
     memory: Memory
     iou: jax.Array  # float32 [B, P, clicks]; repeats the last value after the end
@@ -132,20 +132,26 @@ class RitmUser:
 def advance(
     model, params, leave, fresh, rows: Rows, features, state: State, *, user: User, max_clicks: int
 ) -> State:
-    """Begins the sessions of fresh (bool [B]) rows with features [B, ...], then answers and clicks
-    until no more than `leave` (float32 [], a share of the rows) of the sessions go on."""
-    state = _where(fresh, begin(rows, features, user, max_clicks), state)
+    """Begins the sessions of fresh (bool [B]) rows, then answers and clicks until no more than `leave`
+    (float32 [], a share of the rows) of the sessions go on. rows and features are those of all sessions."""
+    state = _renewed(fresh, begin(model, params, rows, features, user, max_clicks), state)
     variables = {"params": params}
     num = rows.wanted.shape[1]
+    # As the products below take it: else every round would turn it around on a CPU.
+    by_channel = jnp.moveaxis(features.mask, -1, 1)  # [B, D, h, w]
 
     def answer(state: State) -> State:
-        going = ~state.ended
-        visual = model.apply(variables, state.features, state.prompts, num, method="encode_prompts")
+        tokens = state.tokens
         outputs = model.apply(
-            variables, state.features, None, visual, state.memory, objects=False, method="decode"
+            variables, features, None, tokens, state.memory, objects=False, method="decode"
         )
-        memory = remember(outputs, visual)
-        logits = mask_logits(memory.mask_embedding, state.features)  # [B, P, h, w]
+        memory = remember(outputs, tokens)
+        logits = jnp.einsum(
+            "bpd,bdhw->bphw",
+            memory.mask_embedding,
+            by_channel,
+            preferred_element_type=jnp.float32,
+        )
         full = postprocess.resize(logits, rows.plan)
         mask = (full > user.threshold) & rows.plan.inside[:, None]
         iou = ritm.iou(mask, rows.truth)  # an empty union gives NaN, officially
@@ -154,11 +160,13 @@ def advance(
         points, positive, valid, marks = user.next(rows, logits, mask, state.marks)
         valid = valid & ~ended[:, None, None]
         click = interaction.as_prompts(points, positive, valid)
-        row = state.prompts.valid.shape[1] - (max_clicks - rounds) * (num * POINTS)
+        read = model.apply(variables, features, click, num, method="keep_prompts")
+        left = max_clicks - rounds  # clicks for which there is room, this one among them
+        prompts = _write(state.prompts, click, left * (num * POINTS), 1)
         clicks = jnp.arange(max_clicks, dtype=jnp.int32)[None, None]
-        after = State(
-            features=state.features,
-            prompts=_write(state.prompts, click, row),
+        after = state.replace(
+            # After the last answer there is no room: the write moves back over the last click.
+            prompts=_where(ended, state.prompts, prompts),
             marks=marks,
             memory=memory,
             iou=jnp.where(clicks >= state.rounds[:, None, None], iou[..., None], state.iou),
@@ -167,9 +175,9 @@ def advance(
             rounds=rounds,
             ended=ended,
         )
-        # After the last answer there is no row left to write a click to.
-        kept = _where(ended, state.prompts, after.prompts)
-        return _where(going, after.replace(prompts=kept), state)
+        after = _where(~state.ended, after.replace(tokens=None), state.replace(tokens=None))
+        # Nobody reads the tokens of a session that has ended, so they need no such choice.
+        return after.replace(tokens=_append(tokens, read, left * POINTS))
 
     limit = (leave * len(fresh)).astype(jnp.int32)
     return jax.lax.while_loop(
@@ -177,16 +185,18 @@ def advance(
     )
 
 
-def begin(rows: Rows, features: Features, user: User, max_clicks: int) -> State:
-    """The first drawing of every row; a row without an object has ended."""
+def begin(model, params, rows: Rows, features: Features, user: User, max_clicks: int) -> State:
+    """The first drawing of every row, with no room for the tokens of clicks; a row without an object
+    has ended."""
     batch, num = rows.wanted.shape
     points, positive, valid, marks = user.first(rows)
     click = interaction.as_prompts(points, positive, valid)
     first = click if rows.strokes is None else rows.strokes
+    tokens = model.apply({"params": params}, features, first, num, method="keep_prompts")
     blank = jnp.zeros(rows.truth.shape, bool)
     return State(
-        features=features,
         prompts=interaction.reserve(first, max_clicks - 1, num),
+        tokens=tokens,
         marks=marks,
         memory=Memory(
             mask_embedding=jnp.zeros((batch, num, features.mask.shape[-1]), features.mask.dtype),
@@ -200,6 +210,62 @@ def begin(rows: Rows, features: Features, user: User, max_clicks: int) -> State:
     )
 
 
+def idle(state: State, max_clicks: int) -> State:
+    """A state in which no session goes on, with room for the tokens of all clicks; NumPy. state is what
+    `begin` gives, or its shapes."""
+    room = (max_clicks - 1) * POINTS
+
+    def blank(leaf, axis=None):
+        shape = [size + (room if k == axis else 0) for k, size in enumerate(leaf.shape)]
+        return np.zeros(shape, leaf.dtype)
+
+    tokens = state.tokens
+    return jax.tree.map(blank, state).replace(
+        tokens=jax.tree.map(blank, tokens).replace(
+            keys=tuple(blank(array, 3) for array in tokens.keys),
+            values=tuple(blank(array, 3) for array in tokens.values),
+            valid=blank(tokens.valid, 2),
+        ),
+        ended=np.ones(state.ended.shape, bool),
+    )
+
+
+def _renewed(fresh, begun: State, state: State) -> State:
+    """state with what has begun in the rows of fresh; of its tokens only those that are read again are
+    written: what the valid ones are not is old, but finite."""
+    old, new = state.tokens, begun.tokens
+
+    def first(old, new):
+        rows = old[:, :, :, : new.shape[3]]
+        return jax.lax.dynamic_update_slice_in_dim(old, _where(fresh, new, rows), 0, axis=3)
+
+    more = [(0, 0), (0, 0), (0, old.valid.shape[2] - new.valid.shape[2])]
+    tokens = _where(
+        fresh,
+        new.replace(keys=(), values=(), valid=jnp.pad(new.valid, more)),
+        old.replace(keys=(), values=()),
+    ).replace(
+        keys=tuple(map(first, old.keys, new.keys)), values=tuple(map(first, old.values, new.values))
+    )
+    kept = _where(fresh, begun.replace(tokens=None), state.replace(tokens=None))
+    return kept.replace(tokens=tokens)
+
+
+def _append(tokens: KeptTokens, click: KeptTokens, left) -> KeptTokens:
+    """The tokens with those of a click written where `left` (int32 [B]) rows remain."""
+    count = tokens.count + click.count
+    both = (tokens.pooled * tokens.count + click.pooled * click.count) / jnp.maximum(count, 1.0)
+    pooled = jnp.where(tokens.count > 0, both, click.pooled)
+    return KeptTokens(
+        keys=_write(tokens.keys, click.keys, left, 3),
+        values=_write(tokens.values, click.values, left, 3),
+        valid=_write(tokens.valid, click.valid, left, 2),
+        pooled=jnp.where(click.count > 0, pooled, tokens.pooled),
+        count=count,
+        prompt_valid=tokens.prompt_valid | click.prompt_valid,
+    )
+
+
 def _where(chosen, new, old):
     """new in the rows where chosen, bool [B]; old in the others."""
 
@@ -209,12 +275,11 @@ def _where(chosen, new, old):
     return jax.tree.map(pick, new, old)
 
 
-def _write(prompts: VisualPrompts, click: VisualPrompts, row) -> VisualPrompts:
-    """The prompts with a click written from row (int32 [B]) on."""
+def _write(old, new, left, axis: int):
+    """The arrays of old with those of new written along an axis where `left` (int32 [B]) rows remain."""
 
-    def one(old, new, row):
-        return jax.tree.map(
-            lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, row, axis=0), old, new
-        )
+    def one(old, new, left):
+        start = old.shape[axis - 1] - left
+        return jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=axis - 1)
 
-    return jax.vmap(one)(prompts, click, row)
+    return jax.tree.map(lambda old, new: jax.vmap(one)(old, new, left), old, new)

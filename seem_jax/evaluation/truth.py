@@ -12,8 +12,19 @@ from seem_jax.image import decode_index_png
 
 
 def segment_map(record: Record) -> np.ndarray:
-    """int32 [height, width]: 0 void, i + 1 for segment i of the record."""
-    return decode_index_png(record.segment_map, name=record.file_name).astype(np.int32)
+    """int32 [height, width]: 0 void, i + 1 for segment i of the record.
+
+    Raises ValueError for a map that is absent, damaged or of another size than the image.
+    """
+    if not record.segment_map:
+        raise ValueError("it has no segment map; this task needs one of every image.")
+    ids = decode_index_png(record.segment_map, name="its segment map").astype(np.int32)
+    if ids.shape != (record.height, record.width):
+        raise ValueError(
+            f"its segment map is {ids.shape} (height, width), the image "
+            f"{(record.height, record.width)}; convert the data set from matching files."
+        )
+    return ids
 
 
 def segments(record: Record) -> list[TruthSegment]:

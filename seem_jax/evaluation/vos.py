@@ -66,16 +66,17 @@ def statistics(per_frame: np.ndarray) -> tuple[float, float, float]:
     """(mean, recall, decay) of float [frames] scores; NaN without a frame.
 
     Decay is the mean of the first quarter of the frames minus that of the last; neighbouring
-    quarters share a frame. The owner keeps the borders in 8 bits, so above 256 frames they wrap
-    and decay may be NaN; so it is here.
+    quarters share a frame. The owner keeps the borders in 8 bits, so from 256 frames on they wrap
+    (the end of a quarter is one more than its border, in 8 bits too by the rules of NumPy 2) and
+    decay may be NaN; so it is here.
     """
     values = np.asarray(per_frame, np.float64)
     if not len(values):
         return math.nan, math.nan, math.nan
     borders = np.round(np.linspace(1, len(values), 5) + 1e-10).astype(np.int64) - 1
-    borders = (borders % 256).tolist()
-    first = values[borders[0] : borders[1] + 1]
-    last = values[borders[3] : borders[4] + 1]
+    starts, ends = (borders % 256).tolist(), ((borders + 1) % 256).tolist()
+    first = values[starts[0] : ends[1]]
+    last = values[starts[3] : ends[4]]
     return _mean(values), _mean(values > RECALL), _mean(first) - _mean(last)
 
 

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-
 # Channels and pixels from which on "winograd" is taken on a CPU.
 WIDE, LARGE = 128, 64 * 64
 
@@ -92,9 +91,7 @@ BAND = 4096  # tiles whose products are held at once: those of a map of 256 x 25
 def _winograd(x, kernel):
     b, h, w, _ = x.shape
     if h % TILE or w % TILE:
-        raise ValueError(
-            f"'winograd' got a map of {h} x {w} pixels: it takes multiples of {TILE}."
-        )
+        raise ValueError(f"'winograd' got a map of {h} x {w} pixels: it takes multiples of {TILE}.")
     factors = jnp.asarray(np.array(FROM_KERNEL, np.float32), kernel.dtype)
     weights = jnp.einsum(
         "ij,kl,jlcd->ikcd", factors, factors, kernel, precision=jax.lax.Precision.HIGHEST

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seem_jax.kernels import bit_planes
+
 # exp(-|offset| / 0.35) of the straight and of the diagonal neighbours (kornia 0.7.0, h = 0.35).
 KORNIA_H = 0.35
 STRAIGHT, DIAGONAL = (np.float32(np.exp(-(d**0.5) / KORNIA_H)) for d in (1.0, 2.0))
@@ -24,34 +26,32 @@ def chebyshev_distance(region: jax.Array) -> jax.Array:
     deepest = (min(region.shape[-2:]) + 1) // 2
     distance, reach = region.astype(jnp.int16), 1
     while reach < deepest:
-        distance = distance + _square_min(distance, reach)
+        distance = distance + _over_square(distance, reach, jnp.minimum)
         reach *= 2
     return distance.astype(jnp.int32)
 
 
-def _square_min(values: jax.Array, radius: int) -> jax.Array:
-    """Minimum over the square of side 2 radius + 1 about each pixel; zero beyond the border.
+def _over_square(values: jax.Array, radius: int, both) -> jax.Array:
+    """Minimum, or `&`, over the square of side 2 radius + 1 about each pixel; zero beyond the border.
 
     radius is a power of two: runs of doubling length, then two overlapping runs.
     """
+
+    def pair(run, shift, axis):
+        length = run.shape[axis] - shift
+        starts = (jax.lax.slice_in_dim(run, k, k + length, axis=axis) for k in (0, shift))
+        return both(*starts)
+
     for axis in (values.ndim - 2, values.ndim - 1):
         size = values.shape[axis]
         pad = [(0, 0)] * values.ndim
         pad[axis] = (radius, radius)
         run, length = jnp.pad(values, pad), 1
         while length < 2 * radius:
-            run = _pair_min(run, length, axis)
+            run = pair(run, length, axis)
             length *= 2
-        values = jax.lax.slice_in_dim(_pair_min(run, 1, axis), 0, size, axis=axis)
+        values = jax.lax.slice_in_dim(pair(run, 1, axis), 0, size, axis=axis)
     return values
-
-
-def _pair_min(run: jax.Array, shift: int, axis: int) -> jax.Array:
-    size = run.shape[axis]
-    return jnp.minimum(
-        jax.lax.slice_in_dim(run, 0, size - shift, axis=axis),
-        jax.lax.slice_in_dim(run, shift, size, axis=axis),
-    )
 
 
 def kornia_distance(region: jax.Array) -> jax.Array:
@@ -77,6 +77,66 @@ def kornia_distance(region: jax.Array) -> jax.Array:
     spread = jnp.where(region, straight * STRAIGHT + diagonal * DIAGONAL, 1.0)
     shell = (3 * (distance - 1) // 2).astype(jnp.float32)
     return jnp.where(region, shell - np.float32(KORNIA_H) * jnp.log(spread), 0.0)
+
+
+def deepest(words: jax.Array, number: int) -> tuple[jax.Array, jax.Array]:
+    """(row, column), int32 [..., P]: the first pixel in row-major order with the largest
+    `kornia_distance` in each of the regions that `bit_planes.pack` made words of; (0, 0) in an empty one.
+
+    Without the distances, which takes a thirtieth of their time on a CPU. They grow by at least 1
+    from one Chebyshev distance to the next, and differ by at most 0.993 = 0.35 ln((4 STRAIGHT + 4
+    DIAGONAL) / DIAGONAL) within one: the pixel is among those of the largest. Shrinking a region by r
+    and by s is shrinking it by r + s, so these are what is left after shrinking by falling powers of
+    two wherever something is left.
+    """
+    radius = 1 << max(0, ((min(words.shape[-2:]) + 1) // 2 - 1).bit_length() - 1)
+    while radius:
+        words = _if_some(_over_square(words, radius, jnp.bitwise_and), words)
+        radius //= 2
+    for cost in _costs(words):
+        words = _if_some(words & ~cost, words)
+    return _first(words, number)
+
+
+def _if_some(smaller: jax.Array, words: jax.Array) -> jax.Array:
+    """smaller in the regions of which it has a pixel, words in the others."""
+    left = bit_planes.some(smaller)
+    return (smaller & left) | (words & ~left)
+
+
+def _costs(inner: jax.Array) -> tuple[jax.Array, ...]:
+    """Words that tell the pixels of the deepest ones apart, what matters most first: where several are
+    without a bit that others have, these are deeper.
+
+    With s straight and d diagonal neighbours that are not as deep, the deepest pixel has the least
+    s STRAIGHT + d DIAGONAL. STRAIGHT is 3.27 DIAGONAL, so that is the order of 4 s + d, and of equal
+    ones the one with d < 4 first. s and d are added up in bits, all pixels of a word at once.
+    """
+    height, width = inner.shape[-2:]
+    around = jnp.pad(inner, [(0, 0)] * (inner.ndim - 2) + [(1, 1), (1, 1)])
+
+    def added(*places):
+        """The three bits of the number of these neighbours that are not among the deepest."""
+        a, b, c, d = (~around[..., y : y + height, x : x + width] for y, x in places)
+        odd, other = a ^ b, c ^ d
+        return odd ^ other, (a & b) ^ (c & d) ^ (odd & other), a & b & c & d
+
+    s0, s1, s2 = added((0, 1), (1, 0), (1, 2), (2, 1))
+    d0, d1, d2 = added((0, 0), (0, 2), (2, 0), (2, 2))
+    carry = s0 & d2  # d2 is worth as much as s0
+    return s2 ^ (s1 & carry), s1 ^ carry, s0 ^ d2, d1, d0, d2
+
+
+def _first(words: jax.Array, number: int) -> tuple[jax.Array, jax.Array]:
+    """(row, column), int32 [..., P], of the first pixel in row-major order of each mask."""
+    lines = jax.lax.reduce(words, words.dtype.type(0), jax.lax.bitwise_or, (words.ndim - 1,))
+    lines = bit_planes.unpack(lines[..., None], number)[..., 0]  # [..., P, H]
+    row = jnp.argmax(lines, -1).astype(jnp.int32)
+    bits = jnp.iinfo(words.dtype).bits
+    own = jnp.stack([words[..., p // bits, :, :] for p in range(number)], -3)
+    line = jnp.take_along_axis(own, row[..., None, None], axis=-2)  # [..., P, 1, W]
+    column = [jnp.argmax((line[..., p, 0, :] >> (p % bits)) & 1, -1) for p in range(number)]
+    return row, jnp.stack(column, -1).astype(jnp.int32)
 
 
 def squared_euclidean_distance(region: jax.Array) -> jax.Array:

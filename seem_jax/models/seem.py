@@ -24,6 +24,7 @@ from seem_jax.models.prompts.text import text_tokens
 from seem_jax.nn.blocks import fan_in_normal
 from seem_jax.types import (
     Features,
+    KeptTokens,
     Memory,
     Outputs,
     TextTokens,
@@ -91,11 +92,18 @@ class SEEM(nn.Module):
         """Tokens of drawn points, read from the features of the image they were drawn on."""
         return self.decoder.read_points(features, prompts, num_prompts)
 
+    def keep_prompts(
+        self, features: Features, prompts: VisualPrompts, num_prompts: int
+    ) -> KeptTokens:
+        """The same tokens for the many rounds of a session without text, read and projected once;
+        each prompt has equally many points, one prompt after the other."""
+        return self.decoder.keep_points(features, prompts, num_prompts)
+
     def decode(
         self,
         features: Features,
         text: TextTokens | None = None,
-        visual: VisualTokens | None = None,
+        visual: VisualTokens | KeptTokens | None = None,
         memory: Memory | None = None,
         *,
         objects: bool = True,
@@ -168,7 +176,7 @@ def class_logits(class_embedding, table, logit_scale):
     return jnp.exp(logit_scale) * ((embedding / (norm + 1e-7)) @ table.T)
 
 
-def remember(outputs: Outputs, visual: VisualTokens) -> Memory:
+def remember(outputs: Outputs, visual: VisualTokens | KeptTokens) -> Memory:
     """What the last round answered: the chosen mask of each visual prompt."""
     chosen = jnp.take_along_axis(
         outputs.visual.mask_embedding[-1], outputs.visual_choice[:, :, None], axis=1

@@ -39,6 +39,40 @@ def attend(q, k, v, reads=None):
     return jnp.einsum("bans,base->bane", weights.astype(v.dtype), v)
 
 
+def attend_kept(q, k, v, reads, span: slice, keys, values, valid):
+    """`attend` with reads, in which the rows of `span` also read kept keys and values of their own.
+
+    span holds P groups of m rows; group p reads keys and values [B, A, P, n, E] of its p where
+    valid, bool [B, P, n]. Returns [B, A, N, E].
+    """
+    scale = q.shape[-1] ** -0.5
+    scores = jnp.einsum("bane,base->bans", q, k, preferred_element_type=jnp.float32) * scale
+    scores = jnp.where(reads[:, None], scores, -1e30)
+    b, a, p, n, e = keys.shape
+    grouped = q[:, :, span].reshape(b, a, p, -1, e)
+    own = (
+        jnp.einsum("bapme,bapne->bapmn", grouped, keys, preferred_element_type=jnp.float32) * scale
+    )
+    kept = valid[:, None, :, None]  # [B, 1, P, 1, n]
+    own = jnp.where(kept, own, -1e30)
+    m = own.shape[3]
+
+    def joined(rows, groups, join):
+        """rows [B, A, N, ...], joined in the span with groups [B, A, P, m, ...]."""
+        groups = groups.reshape(b, a, p * m, *groups.shape[4:])
+        return rows.at[:, :, span].set(join(rows[:, :, span], groups))
+
+    top = joined(scores.max(-1), own.max(-1), jnp.maximum)
+    scores = jnp.where(reads[:, None], jnp.exp(scores - top[..., None]), 0.0)
+    own = jnp.where(kept, jnp.exp(own - top[:, :, span].reshape(b, a, p, m, 1)), 0.0)
+    total = joined(scores.sum(-1), own.sum(-1), jnp.add)
+    total = jnp.where(total > 0, total, 1.0)
+    own = own / total[:, :, span].reshape(b, a, p, m, 1)
+    out = jnp.einsum("bans,base->bane", (scores / total[..., None]).astype(v.dtype), v)
+    read = jnp.einsum("bapmn,bapne->bapme", own.astype(values.dtype), values)
+    return joined(out, read, jnp.add)
+
+
 class Projection(nn.Module):
     """x @ kernel + bias, [..., width] to [..., width]; `linear` leaves out the bias."""
 
@@ -79,6 +113,13 @@ class Attention(nn.Module):
         k, v = self.keys_values(keys, values)
         q = split_heads(self.query(queries), self.num_heads)
         return self.out(merge_heads(attend(q, k, v, reads)))
+
+    def with_kept(self, queries, keys, values, reads, span: slice, kept):
+        """As the call, where the rows of `span` also read kept = (keys, values, valid); see
+        `attend_kept`."""
+        k, v = self.keys_values(keys, values)
+        q = split_heads(self.query(queries), self.num_heads)
+        return self.out(merge_heads(attend_kept(q, k, v, reads, span, *kept)))
 
     def keys_values(self, keys, values, mark=None):
         """The projected keys and values [B, A, S, E]: all of an image that a layer needs to know.

@@ -82,15 +82,18 @@ class Context:
         mesh = Mesh(np.array(self.devices), ("data",))
         return jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
 
-    def spread(self, program: Callable, shared: int, **static) -> Callable:
+    def spread(
+        self, program: Callable, shared: int, *, given_up: tuple[int, ...] = (), **static
+    ) -> Callable:
         """A program compiled for this host's devices: the first `shared` arguments after the model
-        are whole on each, the rows of the others are divided among them."""
+        are whole on each, the rows of the others are divided among them. given_up: numbers of the
+        arguments after the model whose memory the results may take."""
         program = functools.partial(program, self.model, **static)
         if len(self.devices) == 1:
-            return jax.jit(program)
+            return jax.jit(program, donate_argnums=given_up)
         mesh = Mesh(np.array(self.devices), ("data",))
 
-        @jax.jit
+        @functools.partial(jax.jit, donate_argnums=given_up)
         def divided(*arguments):
             rows = [PartitionSpec()] * shared + [PartitionSpec("data")] * (len(arguments) - shared)
             run = jax.shard_map(

@@ -16,7 +16,7 @@ from seem_jax.data import strokes
 from seem_jax.data.schema import Record
 from seem_jax.evaluation import drawings, interactive, objects, ritm, sessions, sheets, truth
 from seem_jax.evaluation.objects import Clickable
-from seem_jax.evaluation.reader import EvalBatch
+from seem_jax.evaluation.reader import EvalBatch, named
 from seem_jax.evaluation.results import Result
 from seem_jax.evaluation.sessions import POINTS, Rows, State
 from seem_jax.evaluation.tasks.base import MASK_STRIDE, Answer, Context, Pictures, unstack
@@ -37,7 +37,7 @@ class Item:
     objects: list[Clickable]
     shown: bool = False  # whether a picture may need its end
     curves: np.ndarray | None = None  # float32 [P, clicks] when it has ended
-    end: State | None = None  # of this row, without features, if shown
+    end: State | None = None  # of this row, if shown
 
 
 class Interactive:
@@ -60,7 +60,7 @@ class Interactive:
             else sessions.SeemUser(boxes=kind == "box", only_first=not options.box_is_object)
         )
         self.advance = context.spread(
-            sessions.advance, 2, user=self.user, max_clicks=self.max_clicks
+            sessions.advance, 2, given_up=(5,), user=self.user, max_clicks=self.max_clicks
         )
         self.sizing = context.sizing(options.edges, bicubic=True)
         self.encode = context.encoder(self.sizing)
@@ -130,7 +130,7 @@ class Interactive:
     def _unit(self, params, batches: list[EvalBatch]) -> list[Answer]:
         samples = [sample for batch in batches for sample in batch.samples]
         records = [record for batch in batches for record in batch.records]
-        things = [self._clickable(record) for record in records]
+        things = [self._clickable(*one) for one in zip(samples, records, strict=True)]
         items = [
             Item(image, group, shown=number == 0)
             for image, own in enumerate(things)
@@ -147,18 +147,19 @@ class Interactive:
     def records_of(self, batch: EvalBatch) -> Iterator[Rows]:
         """What each session on the images of a batch is about, without the axis B; NumPy."""
         rows = self._rows(batch.samples, [batch], batch.records)
-        for image, record in enumerate(batch.records):
-            for group in self._groups(self._clickable(record)):
+        for image, (sample, record) in enumerate(zip(batch.samples, batch.records, strict=True)):
+            for group in self._groups(self._clickable(sample, record)):
                 yield rows(Item(image, group))
 
-    def _clickable(self, record: Record) -> list[Clickable]:
-        return objects.clickable(
-            record,
-            self.data.num_things,
-            self.sizing,
-            grown=self.options.grown_masks,
-            grey=self.options.voc_grey_ids,
-        )
+    def _clickable(self, sample: int, record: Record) -> list[Clickable]:
+        with named(self.data, sample, record):
+            return objects.clickable(
+                record,
+                self.data.num_things,
+                self.sizing,
+                grown=self.options.grown_masks,
+                grey=self.options.voc_grey_ids,
+            )
 
     def _groups(self, things: list[Clickable]) -> Iterator[list[Clickable]]:
         """The objects that are clicked together; nobody can click what has no pixel at model size."""
@@ -182,7 +183,9 @@ class Interactive:
         def one(item: Item) -> Rows:
             k, num = item.image, len(item.objects)
             true = np.full((self.num, *plan.inside.shape[1:]), ritm.IGNORE, np.int8)
-            cut, hidden = np.s_[: originals[k][0], : originals[k][1]], truth.ignored(records[k])
+            cut = np.s_[: originals[k][0], : originals[k][1]]
+            with named(self.data, samples[k], records[k]):
+                hidden = truth.ignored(records[k])
             small = np.zeros((self.num, height, width), bool)
             true[(slice(None), *cut)] = np.where(hidden, ritm.IGNORE, 0)
             for p, thing in enumerate(item.objects):
@@ -225,21 +228,21 @@ class Interactive:
                 features = _put(features, encoded, take, new)
                 fresh |= new
             batch = jax.tree.map(lambda *arrays: np.stack(arrays), *held)
-            state = self._idle(batch, features) if state is None else state
+            state = self._idle(params, batch, features) if state is None else state
             leave = np.float32(LEAVE if waiting else 0.0)
             state = self.advance(params, leave, fresh, batch, features, state)
             self._collect(table, state)
 
-    def _idle(self, batch: Rows, features) -> State:
+    def _idle(self, params, batch: Rows, features) -> State:
         """A state in which no session goes on."""
-        begin = functools.partial(sessions.begin, user=self.user, max_clicks=self.max_clicks)
-        shapes = jax.eval_shape(begin, batch, features)
-        state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-        return state.replace(ended=np.ones_like(state.ended))
+        begin = functools.partial(
+            sessions.begin, self.context.model, user=self.user, max_clicks=self.max_clicks
+        )
+        return sessions.idle(jax.eval_shape(begin, params, batch, features), self.max_clicks)
 
     @staticmethod
     def _collect(table: list[Item | None], state: State) -> None:
-        shown = jax.device_get(state.replace(features=None, marks=None, memory=None))
+        shown = jax.device_get(state.replace(tokens=None, marks=None, memory=None))
         for row, end in enumerate(unstack(shown, table)):
             if table[row] is not None and end.ended:
                 table[row].curves = end.iou

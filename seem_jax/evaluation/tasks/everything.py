@@ -17,6 +17,7 @@ from seem_jax.data.schema import Record
 from seem_jax.demo import draw
 from seem_jax.evaluation import calibration, sheets, truth
 from seem_jax.evaluation.panoptic import Counts, PanopticQuality
+from seem_jax.evaluation.reader import named
 from seem_jax.evaluation.results import Result
 from seem_jax.evaluation.semantic import SemanticScores
 from seem_jax.evaluation.tasks.base import Answer, Context, Pictures, unstack
@@ -104,8 +105,16 @@ class Everything:
         for batch in self.context.batches(self.data, units, self.sizing):
             features = self.encode(params, batch.image, batch.image_size)
             found = self.program(params, table, features, self.context.plan(batch))
-            each = zip(batch.samples, batch.records, unstack(found, batch.records), strict=True)
-            yield [self._answer(*one) for one in each]
+            yield [
+                self._named_answer(sample, record, own)
+                for sample, record, own in zip(
+                    batch.samples, batch.records, unstack(found, batch.records), strict=True
+                )
+            ]
+
+    def _named_answer(self, sample: int, record: Record, found) -> Answer:
+        with named(self.data, sample, record):
+            return self._answer(sample, record, found)
 
     def _answer(self, sample: int, record: Record, found) -> Answer:
         raise NotImplementedError

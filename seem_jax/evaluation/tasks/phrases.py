@@ -10,7 +10,7 @@ import numpy as np
 
 from seem_jax.data.schema import Record
 from seem_jax.evaluation import programs, referring, sheets, truth
-from seem_jax.evaluation.reader import EvalBatch
+from seem_jax.evaluation.reader import EvalBatch, named
 from seem_jax.evaluation.results import Result
 from seem_jax.evaluation.tasks.base import Answer, Context, Pictures
 from seem_jax.image import decode_image
@@ -102,9 +102,11 @@ class Referring:
         shape = (len(batch.image), PHRASES_PER_CALL)
         originals = np.zeros((*shape, *plan.inside.shape[1:]), bool)
         models = np.zeros((*shape, *batch.canvas), bool)
-        for b, (record, own) in enumerate(zip(batch.records, part, strict=True)):
+        each = zip(batch.samples, batch.records, part, strict=True)
+        for b, (sample, record, own) in enumerate(each):
             for g, phrase in enumerate(own):
-                mask = truth.object_mask(record, record.phrase_object[phrase])
+                with named(self.data, sample, record):
+                    mask = truth.object_mask(record, record.phrase_object[phrase])
                 originals[b, g, : record.height, : record.width] = mask
                 models[b, g] = self.sizing.place_map(mask)
         return originals, models

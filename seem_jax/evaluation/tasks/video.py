@@ -15,6 +15,7 @@ from seem_jax.data import strokes
 from seem_jax.data.schema import Record
 from seem_jax.demo import draw
 from seem_jax.evaluation import sheets, truth, vos
+from seem_jax.evaluation.reader import named
 from seem_jax.evaluation.results import Result
 from seem_jax.evaluation.tasks.base import Answer, Context, Pictures
 from seem_jax.image import decode_image
@@ -102,7 +103,7 @@ class Video:
         shown: list[tuple[Record, np.ndarray, np.ndarray]] = []
         given, frame, name = None, 0, ""
         for batch in self.context.batches(self.data, batches, self.sizing):
-            maps = [self._truth(record) for record in batch.records]
+            maps = [self._truth(*one) for one in zip(batch.samples, batch.records, strict=True)]
             features = self.encode(params, batch.image, batch.image_size)
             if given is None:
                 name = batch.records[0].sequence or batch.records[0].file_name
@@ -134,12 +135,9 @@ class Video:
         alone = jax.tree.map(lambda array: array[:1], features)
         return self.first(count)(params, alone, self._prompts(ids, num, count))
 
-    def _truth(self, record: Record) -> np.ndarray:
-        if not record.segment_map:
-            raise ValueError(
-                f"{record.file_name}: this frame has no annotation; J and F need all of them."
-            )
-        ids = truth.segment_map(record)
+    def _truth(self, sample: int, record: Record) -> np.ndarray:
+        with named(self.data, sample, record):
+            ids = truth.segment_map(record)
         return np.minimum(ids, 1) if self.one_click else ids
 
     def _points(self) -> int:

@@ -23,6 +23,7 @@ from seem_jax.nn.blocks import MLP, LayerNorm, fan_in_normal
 from seem_jax.nn.positions import sine_positions
 from seem_jax.types import (
     Features,
+    KeptTokens,
     Memory,
     Outputs,
     SlotOutputs,
@@ -67,6 +68,20 @@ class DecoderLayer(nn.Module):
     def read(self, slots, positions, columns, column_positions, reads):
         """Slots [B, N, D] after reading columns [B, C, D] and the feed-forward."""
         update = self.self_attention(slots + positions, columns + column_positions, columns, reads)
+        return self._pass_on(slots, update)
+
+    def read_kept(self, slots, positions, reads, span, kept):
+        """`read`, where the columns are the slots and the rows of `span` also read kept tokens."""
+        given = slots + positions
+        return self._pass_on(
+            slots, self.self_attention.with_kept(given, given, slots, reads, span, kept)
+        )
+
+    def token_keys_values(self, tokens):
+        """The keys and values [B, A, K, E] of drawn tokens [B, K, D], which are their own positions."""
+        return self.self_attention.keys_values(tokens + tokens, tokens)
+
+    def _pass_on(self, slots, update):
         slots = self.self_norm(slots + update)
         return self.feed_forward_norm(slots + self.feed_forward(slots))
 
@@ -147,6 +162,32 @@ class Decoder(nn.Module):
             self.config.empty_pooled,
         )
 
+    def keep_points(
+        self, features: Features, prompts: VisualPrompts, num_prompts: int
+    ) -> KeptTokens:
+        """The tokens of drawn points as every layer reads them; rows n p ... n p + n - 1 of the points
+        [B, P n, 2] belong to prompt p."""
+        tokens = self.read_points(features, prompts, num_prompts)
+
+        def by_prompt(array, axis):
+            shape = array.shape
+            return array.reshape(*shape[:axis], num_prompts, -1, *shape[axis + 1 :])
+
+        keys_values = [
+            layer.token_keys_values(tokens.levels[i % NUM_LEVELS].astype(self.dtype))
+            for i, layer in enumerate(self.layers)
+        ]
+        valid = by_prompt(prompts.valid, 1)
+        positive = valid & by_prompt(prompts.positive, 1)
+        return KeptTokens(
+            keys=tuple(by_prompt(k, 2) for k, _ in keys_values),
+            values=tuple(by_prompt(v, 2) for _, v in keys_values),
+            valid=valid,
+            pooled=tokens.pooled,
+            count=positive.sum(-1, keepdims=True, dtype=jnp.int32).astype(jnp.float32),
+            prompt_valid=tokens.prompt_valid,
+        )
+
     def predict(self, slots):
         """(mask embedding [B, N, D], class embedding [B, N, V]) of slots [B, N, D]."""
         normed = self.norm(slots)
@@ -156,7 +197,7 @@ class Decoder(nn.Module):
         self,
         features: Features,
         text: TextTokens | None = None,
-        visual: VisualTokens | None = None,
+        visual: VisualTokens | KeptTokens | None = None,
         memory: Memory | None = None,
         *,
         objects: bool = True,
@@ -173,6 +214,12 @@ class Decoder(nn.Module):
             )
         if memory is not None and "memory" not in TABLES[config.rules]:
             raise ValueError(f"memory was given, but config.rules = {config.rules!r} has none.")
+        alone = text is None and "visual_query" in TABLES[config.rules]
+        if isinstance(visual, KeptTokens) and not alone:
+            raise ValueError(
+                "kept tokens are for the slots of their own prompt; text, and "
+                f"config.rules = {config.rules!r} without visual queries, need all tokens: read_points."
+            )
         slots, positions, groups = self._start(
             batch, text, visual, memory, objects=objects, query_index=query_index
         )
@@ -206,21 +253,30 @@ class Decoder(nn.Module):
                 last,
             )
             x = jnp.concatenate([looked, x[:, num_looking:]], axis=1)
-            columns, column_positions, column_groups = x, x_positions, dict(groups)
             if memory is not None:
                 known = jnp.take_along_axis(memory.valid, owner, axis=1)
-                groups["memory"] = column_groups["memory"] = Group(prompt=owner, valid=known)
-            if visual is not None:
-                tokens = visual.levels[level].astype(x.dtype)
-                columns = jnp.concatenate([columns, tokens], axis=1)
-                column_positions = jnp.concatenate(
-                    [column_positions, jax.lax.stop_gradient(tokens)], axis=1
-                )
-                column_groups["visual_token"] = Group(prompt=visual.prompt, valid=visual.valid)
-            reads = self_attention_reads(groups, column_groups, config.rules)
-            x = layer.read(x, x_positions, columns, column_positions, reads)
+                groups["memory"] = Group(prompt=owner, valid=known)
+            x = self._read(i, x, x_positions, groups, visual, lookers)
             answers.append(self.predict(x[:, :num_answering]))
         return _organise(answers if every_layer else answers[-1:], lookers, visual, config)
+
+    def _read(self, i, x, x_positions, groups, visual, lookers):
+        """Slots [B, N, D] after layer i has read slots and drawn tokens."""
+        layer, rules = self.layers[i], self.config.rules
+        if isinstance(visual, KeptTokens):
+            reads = self_attention_reads(groups, groups, rules)
+            kept = visual.keys[i], visual.values[i], visual.valid
+            return layer.read_kept(x, x_positions, reads, lookers["visual_query"], kept)
+        columns, column_positions, column_groups = x, x_positions, dict(groups)
+        if visual is not None:
+            tokens = visual.levels[i % NUM_LEVELS].astype(x.dtype)
+            columns = jnp.concatenate([columns, tokens], axis=1)
+            column_positions = jnp.concatenate(
+                [column_positions, jax.lax.stop_gradient(tokens)], axis=1
+            )
+            column_groups["visual_token"] = Group(prompt=visual.prompt, valid=visual.valid)
+        reads = self_attention_reads(groups, column_groups, rules)
+        return layer.read(x, x_positions, columns, column_positions, reads)
 
     def _start(self, batch, text, visual, memory, *, objects, query_index):
         """First features, positions and groups of the slots that look at the image."""
