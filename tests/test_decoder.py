@@ -21,7 +21,7 @@ def images(seed, batch=BATCH):
     rng = np.random.default_rng(seed)
 
     def draw(size):
-        return jnp.asarray(rng.normal(size=(batch, size, size + 2, WIDTH)), jnp.float32)
+        return jnp.asarray(rng.normal(size=(batch, size, 3 * size // 2, WIDTH)), jnp.float32)
 
     return draw(16), [draw(2), draw(4), draw(8)]
 
