@@ -24,9 +24,25 @@ def sine_positions(height: int, width: int, channels: int):
     return jnp.concatenate(parts, axis=-1)
 
 
+def sine_at(points, height: int, width: int, channels: int):
+    """`sine_positions` of a map [height, width] at points [..., 2], float32 [..., channels].
+
+    points are (x, y) in [0, 1], read with aligned corners: 0 is the middle of the first pixel and 1
+    that of the last, so a point on a pixel has the position of that pixel.
+    """
+    size = jnp.array([height, width], jnp.float32)
+    place = (points[..., ::-1] * (size - 1) + 1) / (size + 1e-6) * 2 * np.pi  # [..., (row, column)]
+    angle = place[..., None] / jnp.asarray(_period(channels // 2), jnp.float32)
+    even = jnp.arange(channels // 2) % 2 == 0
+    return jnp.where(even, jnp.sin(angle), jnp.cos(angle)).reshape(*points.shape[:-1], channels)
+
+
+def _period(channels):
+    return 10000.0 ** (2 * (np.arange(channels) // 2) / channels)
+
+
 def _axis(length, channels):
     place = np.arange(1, length + 1) / (length + 1e-6) * 2 * np.pi
-    period = 10000.0 ** (2 * (np.arange(channels) // 2) / channels)
-    angle = place[:, None] / period[None]  # [length, channels]
+    angle = place[:, None] / _period(channels)[None]  # [length, channels]
     even = np.arange(channels) % 2 == 0
     return np.where(even[None], np.sin(angle), np.cos(angle)).astype(np.float32)

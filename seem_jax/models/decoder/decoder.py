@@ -160,6 +160,7 @@ class Decoder(nn.Module):
             self.point_projections,
             self.sign_embedding,
             self.config.empty_pooled,
+            self.config.point_positions,
         )
 
     def keep_points(
@@ -306,6 +307,9 @@ class Decoder(nn.Module):
                 query_index = jnp.broadcast_to(jnp.asarray(query_index), (batch, len(query_index)))
             slots["visual_query"] = self.query_features.astype(self.dtype)[query_index]
             positions["visual_query"] = self.query_positions.astype(self.dtype)[query_index]
+            if visual.place is not None:
+                place = jnp.repeat(visual.place, per_prompt, axis=1).astype(self.dtype)
+                positions["visual_query"] = positions["visual_query"] + place
             owner = jnp.repeat(jnp.arange(num_prompts, dtype=jnp.int32), per_prompt)
             owner = jnp.broadcast_to(owner, (batch, len(owner)))
             groups["visual_query"] = Group(prompt=owner, valid=jnp.ones(owner.shape, bool))

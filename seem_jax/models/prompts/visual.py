@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from seem_jax.kernels.point_sample import sample
+from seem_jax.nn.positions import sine_at
 from seem_jax.types import Features, VisualPrompts, VisualTokens
 
 
@@ -15,6 +16,7 @@ def read_points(
     projections,
     sign_embedding,
     empty_pooled: float,
+    positions: bool = False,
 ) -> VisualTokens:
     """Tokens of the drawn points, read from `features` (the image they were drawn on).
 
@@ -29,6 +31,11 @@ def read_points(
         + sign.astype(level.dtype)
         for level, projection in zip(features.levels, projections)
     )
+    if positions:
+        levels = tuple(
+            tokens + sine_at(prompts.points, *level.shape[1:]).astype(tokens.dtype)
+            for level, tokens in zip(features.levels, levels)
+        )
     pooled = sample(features.mask, prompts.points, align_corners=True)  # [B, K, D]
     pooled = pooled.astype(jnp.float32)
     prompt_ids = jnp.arange(num_prompts, dtype=jnp.int32)
@@ -36,8 +43,13 @@ def read_points(
     positive = (member & prompts.positive[:, None, :]).astype(jnp.float32)  # [B, P, K]
     count = positive.sum(-1, keepdims=True)  # [B, P, 1]
     mean = jnp.einsum("bpk,bkd->bpd", positive, pooled) / jnp.maximum(count, 1.0)
+    place = jnp.zeros((*count.shape[:2], features.mask.shape[-1]), jnp.float32)
+    if positions:
+        finest = sine_at(prompts.points, *features.mask.shape[1:])
+        place = jnp.einsum("bpk,bkd->bpd", positive, finest) / jnp.maximum(count, 1.0)
     return VisualTokens(
         levels=levels,
+        place=place,
         prompt=jnp.where(prompts.valid, prompts.prompt, -1),
         valid=prompts.valid,
         pooled=jnp.where(count > 0, mean, empty_pooled),
