@@ -88,7 +88,7 @@ class DecoderConfig:
     queries_per_prompt: int = 3  # object queries copied for each visual prompt (v0: all 101)
     empty_pooled: float = -1.0  # pooled value of a prompt without positive points (v0, demo: 0)
     rules: str = "official"  # "official", "composed" or "shared"
-    point_positions: bool = False  # tokens of drawn points say where they are (officially not)
+    explicit_positions: bool = False  # mask features and drawn points say where they are (officially not)
 
 
 # The official versions of one and the same weights; in v0 a prompt has a copy of all object queries.

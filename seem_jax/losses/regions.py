@@ -20,6 +20,7 @@ from seem_jax.kernels.mask_planes import dense
 from seem_jax.losses import masks
 from seem_jax.losses.object import class_logits
 from seem_jax.losses.text import MAX_SCALE, normalise
+from seem_jax.nn.positions import sine_positions
 from seem_jax.types import Array, Batch, Features, MaskRefs, Objects, Phrases
 
 Heads = Callable[[Array], tuple[Array, Array]]  # slots [B, N, D] -> mask and class embeddings
@@ -34,6 +35,7 @@ def region_terms(
     logit_scale: Array,
     config: LossConfig,
     key: Array,
+    positions: bool = False,
 ) -> dict[str, Array]:
     """The unweighted terms "region/class", "phrase", "bce" and "dice", each float32 [2 maps].
 
@@ -46,6 +48,8 @@ def region_terms(
     objects, values = batch.objects, []
     named = (objects, batch.phrases, phrase_embedding, logit_scale)
     for number, level in enumerate(features.levels[1:]):
+        if positions:
+            level = level + jnp.asarray(sine_positions(*level.shape[1:]), level.dtype)[None]
         mean, seen = region_means(level, batch.planes, objects.masks)
         mask_embedding, said = heads(mean)
         bce, dice, _ = masks.matched_losses(

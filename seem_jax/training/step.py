@@ -179,6 +179,7 @@ def loss_and_metrics(
         params["logit_scale"],
         config.loss,
         keys[5],
+        config.model.decoder.explicit_positions,
     )
     metrics |= {name: value.mean() for name, value in regions.items()}
     return loss + weighted(regions, config.loss), metrics

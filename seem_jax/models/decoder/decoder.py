@@ -127,6 +127,8 @@ class Decoder(nn.Module):
         b, _, _, d = mask.shape
         marked, flat, positions, mask_levels = [], [], [], []
         marks = self.level_embedding.astype(mask.dtype)
+        if self.config.explicit_positions:
+            mask = mask + jnp.asarray(sine_positions(*mask.shape[1:]), mask.dtype)[None]
         for index, level in enumerate(levels):
             h, w = level.shape[1:3]
             flat.append(level.reshape(b, h * w, d))
@@ -160,7 +162,7 @@ class Decoder(nn.Module):
             self.point_projections,
             self.sign_embedding,
             self.config.empty_pooled,
-            self.config.point_positions,
+            self.config.explicit_positions,
         )
 
     def keep_points(
