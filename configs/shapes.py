@@ -54,6 +54,7 @@ def get_config() -> Config:
         num_object_queries=24,
         num_memory=8,
         rules="composed",
+        explicit_positions=True,  # from scratch, in minutes, features do not learn to tell twins apart
     )
 
     data = config.data
@@ -100,6 +101,7 @@ def get_config() -> Config:
         frozen=(),
     )
     config.evaluation = EvaluationConfig(batch_size=8, object_threshold=0.2)
+    config.location_dropout = 0.15
     config.max_rounds = 5
     config.log_every = 50
     config.checkpoint_every = 500

@@ -88,7 +88,9 @@ class DecoderConfig:
     queries_per_prompt: int = 3  # object queries copied for each visual prompt (v0: all 101)
     empty_pooled: float = -1.0  # pooled value of a prompt without positive points (v0, demo: 0)
     rules: str = "official"  # "official", "composed" or "shared"
-    explicit_positions: bool = False  # mask features and drawn points say where they are (officially not)
+    # Mask features and the tokens of drawn points hold sine positions, so that equal things in
+    # different places can be told apart; officially they have none.
+    explicit_positions: bool = False
 
 
 # The official versions of one and the same weights; in v0 a prompt has a copy of all object queries.
@@ -300,6 +302,9 @@ class Config:
     start_from: str = ""
     may_be_fresh: tuple[str, ...] = ()  # paths of parameters that start_from may lack, as "decoder"
     max_rounds: int = 5  # simulated interactive rounds without gradient: 0 to this, uniform
+    # Share of drawn prompts that do not say where they are, with decoder.explicit_positions: what a
+    # prompt drawn on another image is like.
+    location_dropout: float = 0.0
     accumulate: int = 1  # parts of a batch, one after the other, whose gradients are averaged
     # What the backward pass computes again to save memory: "" nothing, "products" all but products
     # with weights, "parts" everything inside the encoders and the decoder.
@@ -442,6 +447,8 @@ def _validate_faults(config: Config) -> None:
     fits = config.accumulate > 0 and config.data.batch_size % config.accumulate == 0
     batch = config.data.batch_size
     _need(config, "accumulate", fits, f"a divisor of data.batch_size = {batch}")
+    share = 0 <= config.location_dropout <= 1
+    _need(config, "location_dropout", share, "a share from 0 to 1")
     _one_of(config, "rematerialise", ("", "products", "parts"))
     _need(config, "useful_gflop_per_image", config.useful_gflop_per_image >= 0, "0 or more")
     _need(config, "profile.num_steps", config.profile.num_steps > 0, "a positive number")

@@ -118,7 +118,6 @@ class VisualTokens:
     valid: Array  # bool [B, K]
     pooled: Array  # [B, P, D]: mean mask feature at the positive points (official: pspatial)
     prompt_valid: Array  # bool [B, P]
-    place: Array | None = None  # float32 [B, P, D], mean sine position of the positive points
 
 
 @struct.dataclass

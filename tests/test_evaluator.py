@@ -87,7 +87,8 @@ class Oracle:
         tokens = jax.nn.one_hot(ids, NUM_WORDS)
         return tokens, tokens[:, 1]
 
-    def encode_prompts(self, features, prompts, num_prompts):
+    def encode_prompts(self, features, prompts, num_prompts, located=None):
+        del located
         h, w = features.mask.shape[1:3]
         at = jnp.floor(prompts.points * jnp.array([[[w, h]]], jnp.float32)).astype(jnp.int32)
         rows = jnp.arange(len(at))[:, None]

@@ -258,7 +258,7 @@ def test_region_losses_ask_the_heads_about_the_mean_feature_of_each_segment(case
         return (2 * slots, -slots)  # mask embedding, class embedding
 
     weights, key = dataclasses.replace(CONFIG, region_class=1.5), jax.random.key(0)
-    got = region_terms(heads, features, batch, table, phrases, SCALE, weights, key)
+    got = region_terms(heads, features, batch, table, phrases, SCALE, weights, key, positions=False)
     _, _, features, batch, table, phrases, _ = jax.tree.map(np.asarray, case)
     for number in (0, 1):
         maps = features.levels[number + 1]
@@ -296,7 +296,10 @@ def test_region_losses_ask_the_heads_about_the_mean_feature_of_each_segment(case
 
 def test_no_region_loss_is_computed_where_none_has_a_weight(case):
     _, _, features, batch, table, phrases, _ = case
-    assert region_terms(None, features, batch, table, phrases, SCALE, CONFIG, None) == {}
+    assert (
+        region_terms(None, features, batch, table, phrases, SCALE, CONFIG, None, positions=False)
+        == {}
+    )
 
 
 # ------------------------------------------------------------------ what must not change it

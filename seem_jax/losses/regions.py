@@ -35,9 +35,12 @@ def region_terms(
     logit_scale: Array,
     config: LossConfig,
     key: Array,
-    positions: bool = False,
+    *,
+    positions: bool,
 ) -> dict[str, Array]:
     """The unweighted terms "region/class", "phrase", "bce" and "dice", each float32 [2 maps].
+
+    positions says that mask features hold explicit positions: the means then do so too.
 
     The means are taken of the two finer levels, which slots look at; on the coarsest, small segments
     have no pixel. Empty when all weights in `config` are 0; table and phrase_embedding as in

@@ -87,10 +87,14 @@ class SEEM(nn.Module):
         return tokens, pool(tokens, token_valid, self.config.text.pooling)
 
     def encode_prompts(
-        self, features: Features, prompts: VisualPrompts, num_prompts: int
+        self, features: Features, prompts: VisualPrompts, num_prompts: int, located=None
     ) -> VisualTokens:
-        """Tokens of drawn points, read from the features of the image they were drawn on."""
-        return self.decoder.read_points(features, prompts, num_prompts)
+        """Tokens of drawn points, read from the features of the image they were drawn on.
+
+        In a decoder with explicit positions the tokens also say where on it, but for prompts that
+        located, bool [B, num_prompts], leaves out: those meant for other images. None: all of them.
+        """
+        return self.decoder.read_points(features, prompts, num_prompts, located)
 
     def keep_prompts(
         self, features: Features, prompts: VisualPrompts, num_prompts: int

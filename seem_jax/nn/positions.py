@@ -30,11 +30,16 @@ def sine_at(points, height: int, width: int, channels: int):
     points are (x, y) in [0, 1], read with aligned corners: 0 is the middle of the first pixel and 1
     that of the last, so a point on a pixel has the position of that pixel.
     """
-    size = jnp.array([height, width], jnp.float32)
-    place = (points[..., ::-1] * (size - 1) + 1) / (size + 1e-6) * 2 * np.pi  # [..., (row, column)]
-    angle = place[..., None] / jnp.asarray(_period(channels // 2), jnp.float32)
-    even = jnp.arange(channels // 2) % 2 == 0
-    return jnp.where(even, jnp.sin(angle), jnp.cos(angle)).reshape(*points.shape[:-1], channels)
+    half = channels // 2
+    period = _period(half).astype(np.float32)
+    even = np.arange(half) % 2 == 0
+    parts = []
+    for at, size in ((points[..., 1], height), (points[..., 0], width)):
+        place = (at * (size - 1) + 1) / (size + 1e-6) * (2 * np.pi)
+        angle = jnp.expand_dims(place, -1) / jnp.expand_dims(period, range(place.ndim))
+        wave = jnp.where(jnp.expand_dims(even, range(place.ndim)), jnp.sin(angle), jnp.cos(angle))
+        parts.append(wave)
+    return jnp.concatenate(parts, axis=-1)
 
 
 def _period(channels):

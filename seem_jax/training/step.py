@@ -179,7 +179,7 @@ def loss_and_metrics(
         params["logit_scale"],
         config.loss,
         keys[5],
-        config.model.decoder.explicit_positions,
+        positions=config.model.decoder.explicit_positions,
     )
     metrics |= {name: value.mean() for name, value in regions.items()}
     return loss + weighted(regions, config.loss), metrics
@@ -197,10 +197,13 @@ def _answers(
 ) -> tuple[Outputs, VisualTokens, Array]:
     """(outputs of all layers, visual tokens, number of rounds): the rounds, then the last pass."""
     variables, num_prompts = {"params": params}, batch.prompt_masks.valid.shape[1]
+    located = _draw_located(jax.random.fold_in(for_slots, 1), batch, config)
     prompts, memory, num_rounds = simulate_rounds(
-        model, params, features, batch, config, for_rounds
+        model, params, features, batch, config, for_rounds, located
     )
-    visual = model.apply(variables, features, prompts, num_prompts, method="encode_prompts")
+    visual = model.apply(
+        variables, features, prompts, num_prompts, located, method="encode_prompts"
+    )
     query_index, memory_index = draw_slots(for_slots, memory.valid, config.model.decoder)
     outputs = model.apply(
         variables,
@@ -214,6 +217,13 @@ def _answers(
         method="decode",
     )
     return outputs, visual, num_rounds
+
+
+def _draw_located(key: Array, batch: Batch, config: Config) -> Array | None:
+    """bool [B, P], which drawn prompts say where they are; None where all do, or none can."""
+    if not config.model.decoder.explicit_positions or config.location_dropout == 0:
+        return None
+    return jax.random.uniform(key, batch.prompt_masks.valid.shape) >= config.location_dropout
 
 
 def class_table(model: SEEM, params: dict, names: Vocabulary, key: Array) -> Array:
@@ -249,13 +259,19 @@ def encode_phrases(
 
 
 def simulate_rounds(
-    model: SEEM, params: dict, features: Features, batch: Batch, config: Config, key: Array
+    model: SEEM,
+    params: dict,
+    features: Features,
+    batch: Batch,
+    config: Config,
+    key: Array,
+    located: Array | None = None,
 ) -> tuple[VisualPrompts, Memory, Array]:
     """The drawings after 0 to max_rounds corrected answers, the last answer, and how many rounds.
 
     A round decodes the visual prompts and clicks where each answer is most wrong. No gradient flows
     back. The number of rounds is one for the whole batch, uniform, as officially; without any, the
-    memory is not valid.
+    memory is not valid. located as for `SEEM.encode_prompts`.
     """
     params, features = jax.lax.stop_gradient((params, features))
     variables = {"params": params}
@@ -274,7 +290,9 @@ def simulate_rounds(
 
     def one_round(number: Array, carry: tuple[VisualPrompts, Array, Memory]):
         prompts, prompted, memory = carry
-        visual = model.apply(variables, features, prompts, num_prompts, method="encode_prompts")
+        visual = model.apply(
+            variables, features, prompts, num_prompts, located, method="encode_prompts"
+        )
         query_index, memory_index = draw_slots(
             jax.random.fold_in(key, number), memory.valid, config.model.decoder
         )

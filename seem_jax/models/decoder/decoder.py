@@ -152,9 +152,13 @@ class Decoder(nn.Module):
         )
 
     def read_points(
-        self, features: Features, prompts: VisualPrompts, num_prompts: int
+        self, features: Features, prompts: VisualPrompts, num_prompts: int, located=None
     ) -> VisualTokens:
-        """The tokens of drawn points; see models/prompts/visual.py."""
+        """The tokens of drawn points; see `SEEM.encode_prompts`."""
+        if not self.config.explicit_positions:
+            located = None
+        elif located is None:
+            located = jnp.ones((len(features.mask), num_prompts), bool)
         return read_points(
             features,
             prompts,
@@ -162,7 +166,7 @@ class Decoder(nn.Module):
             self.point_projections,
             self.sign_embedding,
             self.config.empty_pooled,
-            self.config.explicit_positions,
+            located,
         )
 
     def keep_points(
@@ -309,9 +313,6 @@ class Decoder(nn.Module):
                 query_index = jnp.broadcast_to(jnp.asarray(query_index), (batch, len(query_index)))
             slots["visual_query"] = self.query_features.astype(self.dtype)[query_index]
             positions["visual_query"] = self.query_positions.astype(self.dtype)[query_index]
-            if visual.place is not None:
-                place = jnp.repeat(visual.place, per_prompt, axis=1).astype(self.dtype)
-                positions["visual_query"] = positions["visual_query"] + place
             owner = jnp.repeat(jnp.arange(num_prompts, dtype=jnp.int32), per_prompt)
             owner = jnp.broadcast_to(owner, (batch, len(owner)))
             groups["visual_query"] = Group(prompt=owner, valid=jnp.ones(owner.shape, bool))

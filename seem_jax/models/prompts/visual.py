@@ -16,7 +16,7 @@ def read_points(
     projections,
     sign_embedding,
     empty_pooled: float,
-    positions: bool = False,
+    located=None,
 ) -> VisualTokens:
     """Tokens of the drawn points, read from `features` (the image they were drawn on).
 
@@ -24,6 +24,10 @@ def read_points(
     [2, D]: row 0 for "this object", row 1 for "not this" (official pn_indicator). Reading is linear,
     so points are sampled first and projected after. A prompt without positive points pools to
     empty_pooled. Coordinates are pixel / size read with aligned corners, as officially.
+
+    located, bool [B, P], adds sine positions to the tokens of some prompts, for features whose mask
+    features hold such positions too; the pooled value of the others is then freed of them. With None,
+    as officially, there are no explicit positions anywhere.
     """
     sign = jnp.where(prompts.positive[..., None], sign_embedding[0], sign_embedding[1])  # [B, K, D]
     levels = tuple(
@@ -31,27 +35,29 @@ def read_points(
         + sign.astype(level.dtype)
         for level, projection in zip(features.levels, projections)
     )
-    if positions:
-        levels = tuple(
-            tokens + sine_at(prompts.points, *level.shape[1:]).astype(tokens.dtype)
-            for level, tokens in zip(features.levels, levels)
-        )
     pooled = sample(features.mask, prompts.points, align_corners=True)  # [B, K, D]
     pooled = pooled.astype(jnp.float32)
+    if located is not None:
+        said = jnp.take_along_axis(located, prompts.prompt, axis=1)[..., None]  # [B, K, 1]
+        levels = tuple(
+            tokens + jnp.where(said, _positions(prompts, level), 0.0).astype(tokens.dtype)
+            for level, tokens in zip(features.levels, levels)
+        )
+        pooled = pooled - jnp.where(said, 0.0, _positions(prompts, features.mask))
     prompt_ids = jnp.arange(num_prompts, dtype=jnp.int32)
     member = (prompts.prompt[:, None, :] == prompt_ids[None, :, None]) & prompts.valid[:, None, :]
     positive = (member & prompts.positive[:, None, :]).astype(jnp.float32)  # [B, P, K]
     count = positive.sum(-1, keepdims=True)  # [B, P, 1]
     mean = jnp.einsum("bpk,bkd->bpd", positive, pooled) / jnp.maximum(count, 1.0)
-    place = jnp.zeros((*count.shape[:2], features.mask.shape[-1]), jnp.float32)
-    if positions:
-        finest = sine_at(prompts.points, *features.mask.shape[1:])
-        place = jnp.einsum("bpk,bkd->bpd", positive, finest) / jnp.maximum(count, 1.0)
     return VisualTokens(
         levels=levels,
-        place=place,
         prompt=jnp.where(prompts.valid, prompts.prompt, -1),
         valid=prompts.valid,
         pooled=jnp.where(count > 0, mean, empty_pooled),
         prompt_valid=member.any(-1),
     )
+
+
+def _positions(prompts: VisualPrompts, level):
+    """float32 [B, K, D], where the points lie on a map [B, h, w, D]."""
+    return sine_at(prompts.points, *level.shape[1:])
