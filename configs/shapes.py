@@ -87,7 +87,7 @@ def get_config() -> Config:
         region_bce=5.0,
         region_dice=5.0,
     )
-    config.num_steps = 4000
+    config.num_steps = 3000
     # An eighth of the time: the decoder then starts from maps and heads that tell segments apart.
     config.encoder_steps = 800
     config.optimizer = OptimizerConfig(
