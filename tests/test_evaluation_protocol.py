@@ -151,6 +151,9 @@ def test_unreadable_records_are_named():
         ValueError, match=r"shapes_fake:val, record 0 \(0\.png\): the image is \(64, 64\)"
     ):
         list(read(split, [[0]], COCO, FakeTokenizer(), config, 1))
+    split.records[1].segment_category[0] = 4
+    with pytest.raises(ValueError, match=r"record 1 \(1\.png\): .*classes \[4\]; .* has 4"):
+        list(read(split, [[1]], COCO, FakeTokenizer(), config, 1))
     split.records[0].image = b"nothing"
     with pytest.raises(ValueError, match=r"shapes_fake:val, record 0 \(0\.png\).*not an image"):
         list(read(split, [[0]], COCO, FakeTokenizer(), config, 1))

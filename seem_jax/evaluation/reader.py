@@ -26,6 +26,7 @@ class Records(Protocol):
 
     name: str
     split: str
+    class_names: Sequence[str]
 
     def __len__(self) -> int: ...
 
@@ -182,6 +183,13 @@ def _batch(records, samples: list[int], sizing: Sizing, tokenizer, config, rows:
     valid = np.zeros(ids.shape, bool)
     for row, (sample, record, size) in enumerate(zip(samples, found, sizes, strict=True)):
         with named(records, sample, record):
+            known = range(len(records.class_names))
+            unknown = sorted({c for c in record.segment_category if c not in known})
+            if unknown:
+                raise ValueError(
+                    f"its segments have the classes {unknown}; the data set has {len(known)}, from 0 on. "
+                    "Convert it again."
+                )
             picture = images.decode_image(record.image, name=record.file_name)
             if picture.shape[:2] != size:
                 raise ValueError(
