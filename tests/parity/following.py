@@ -67,7 +67,9 @@ def claims(run: Run, stored: Stored, prefix: str = "") -> Claims:
         if match := ATTENTION.fullmatch(rest):
             found[name] = _attention_claim(run, stored, prefix, int(match[1]))
         elif rest == "attn_margin":
-            found[name] = Claim(partial(_margins, run, stored[name]), compare=_compare_margins)
+            found[name] = Claim(
+                partial(_margins, run, stored[name]), compare=partial(_compare_margins, run)
+            )
         elif match := HIDDEN.fullmatch(rest):
             value = partial(_hidden, run, match[1], int(match[2]))
             found[name] = Claim(value, run.tolerance, run.note or _note(first, int(match[2]) + 1))
@@ -132,13 +134,20 @@ def _margins(run: Run, stored: np.ndarray) -> np.ndarray:
     return np.array(rows, np.float64)
 
 
-def _compare_margins(stored: Stored, name: str, ours: np.ndarray, claim: Claim) -> Line:
-    """Counts near a threshold move by rounding: the smallest logit must agree within MARGIN."""
+def _compare_margins(run: Run, stored: Stored, name: str, ours: np.ndarray, claim: Claim) -> Line:
+    """The smallest logits agree like other mask logits: relative to the rms of those of their layer.
+
+    Counts near a threshold move by rounding.
+    """
     want = stored[name]
-    error = np.abs(ours[:, 0] - want[:, 0]).max()
+    rms = [np.sqrt(np.square(run.attention_logits(i)).mean()) for i in range(len(want))]
+    difference = np.abs(ours[:, 0] - want[:, 0])
+    error, largest = (difference / rms).max(), difference.max()
     near = np.abs(ours[:, 2] - want[:, 2]) <= 2 + 0.5 * want[:, 2]
-    passed = bool(error < MARGIN and near.all() and (ours[:, 3] == want[:, 3]).all())
-    return Line(name, passed, float(error), float(error), MARGIN, "counts of small logits")
+    passed = bool(error < claim.tolerance and near.all() and (ours[:, 3] == want[:, 3]).all())
+    return Line(
+        name, passed, float(error), float(largest), claim.tolerance, "counts of small logits"
+    )
 
 
 def _hidden(run: Run, kind: str, layer: int):
