@@ -309,14 +309,14 @@ def test_a_second_job_in_a_work_folder_is_refused_within_five_seconds(tmp_path):
     begin = time.monotonic()
     code, output = run(tmp_path)
     took = time.monotonic() - begin
-    first.kill()
-    first.communicate()
-    imports = float(
+    imports = float(  # beside the first run, as the second one was
         subprocess.run(
             [sys.executable, "-c", "import time; b = time.time(); import tests.toy_train; print(time.time() - b)"],
             cwd=ROOT, capture_output=True, text=True, check=True,
         ).stdout
     )  # fmt: skip
+    first.kill()
+    first.communicate()
     assert code == 1
     assert (
         f"in use by another training run (process {first.pid} on {os.uname().nodename})" in output
