@@ -263,7 +263,9 @@ def test_killed_processes_end_the_others_in_time_and_the_run_goes_on(tmp_path, t
     rng = random.Random(2)
     for victim in (1, 1, 0, 1, 1, 0, 1):
         children = cluster(tmp_path, 2, LONG)
-        wait_for_batches(children[victim], rng.randint(4, 6))
+        wait_for_batches(
+            children[victim], rng.randint(4, 10)
+        )  # a slow machine saves for three steps
         time.sleep(rng.uniform(0, 0.3))
         children[victim].kill()
         codes, said = endings([children[1 - victim]], time.monotonic())
