@@ -136,11 +136,11 @@ class Checkpoints:
         )
 
     def prepare(self, params: Any, opt_state: Any) -> None:
-        """Compiles what a save computes, so that the first one does not wait for it."""
+        """Compiles what a save computes, and makes room for it, so that the first one does not wait."""
         trees = {"params": params, "opt_state": opt_state}
         manifest.fetch(manifest.fingerprints(trees))
         if not processes.several():
-            _copies.lower(trees).compile()
+            jax.block_until_ready(_copies(trees))
 
     def save_frozen(self, frozen: Any) -> None:
         """Saves the parameters that never change, in place of those of an earlier start."""

@@ -37,7 +37,7 @@ from tests.test_watchdog import endings, wait_for
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS, EVERY = 90, 3  # of the run that is killed
+STEPS, EVERY = 120, 3  # of the run that is killed
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
@@ -92,7 +92,7 @@ def test_twenty_kills_five_of_them_inside_a_save_change_no_bit(tmp_path, unbroke
     rng, inside, seen = random.Random(0), 0, []
     begin = time.time()
     for number in range(20):
-        child, said = begun(tmp_path, rng.randint(1, 4))
+        child, said = begun(tmp_path, rng.randint(1, 10))  # a slow machine saves for three steps
         assert child.poll() is None, said
         if number % 3 == 0:  # 7 of them
             while not saving(tmp_path):
@@ -110,6 +110,7 @@ def test_twenty_kills_five_of_them_inside_a_save_change_no_bit(tmp_path, unbroke
     assert inside >= 5
     assert leaves(tmp_path, STEPS) == leaves(unbroken, STEPS)
     steps = [int(line.rsplit(" ", 1)[1]) for line in seen]
+    assert len(set(steps)) > 4
     assert steps == sorted(steps)  # what was saved stayed saved
     ledger = goodput.summary(tmp_path)
     assert sum(ledger[kind] for kind in goodput.KINDS) == pytest.approx(ledger["wall"], rel=0.01)
@@ -262,7 +263,9 @@ def test_killed_processes_end_the_others_in_time_and_the_run_goes_on(tmp_path, t
     rng = random.Random(2)
     for victim in (1, 1, 0, 1, 1, 0, 1):
         children = cluster(tmp_path, 2, LONG)
-        wait_for_batches(children[victim], rng.randint(4, 6))
+        wait_for_batches(
+            children[victim], rng.randint(4, 10)
+        )  # a slow machine saves for three steps
         time.sleep(rng.uniform(0, 0.3))
         children[victim].kill()
         codes, said = endings([children[1 - victim]], time.monotonic())
@@ -308,14 +311,14 @@ def test_a_second_job_in_a_work_folder_is_refused_within_five_seconds(tmp_path):
     begin = time.monotonic()
     code, output = run(tmp_path)
     took = time.monotonic() - begin
-    first.kill()
-    first.communicate()
-    imports = float(
+    imports = float(  # beside the first run, as the second one was
         subprocess.run(
             [sys.executable, "-c", "import time; b = time.time(); import tests.toy_train; print(time.time() - b)"],
             cwd=ROOT, capture_output=True, text=True, check=True,
         ).stdout
     )  # fmt: skip
+    first.kill()
+    first.communicate()
     assert code == 1
     assert (
         f"in use by another training run (process {first.pid} on {os.uname().nodename})" in output
