@@ -46,8 +46,9 @@ from seem_jax.predict_inputs import (
     split_names,
 )
 from seem_jax.predict_outputs import Writer
-from seem_jax.predict_video import answer_video
-from seem_jax.predictor import Predictor, Prompts
+from seem_jax.predict_video import LEAST_SCORE, answer_video
+from seem_jax.predictor import Predictor, Prompts, checks
+from seem_jax.predictor.everything import TOP
 
 
 def parser() -> argparse.ArgumentParser:
@@ -139,13 +140,14 @@ def answer_picture(
         stuff = split_names(options.stuff, "--stuff")
         writer.add_panoptic(file, picture, predictor.panoptic(classes, stuff, **names))
         return
+    if not asked.given:
+        found = predictor.instances(classes, **{"threshold": LEAST_SCORE} | names).different()
+        most = checks.count(TOP if options.top_k is None else options.top_k, TOP, "--top-k")
+        writer.add(file, picture, found.take(range(min(len(found), most))))
+        return
     if options.top_k is not None:
         names["top_k"] = options.top_k
-    if not asked.given:
-        answer = predictor.instances(classes, **{"threshold": 0.3} | names)
-    else:
-        answer = predictor.predict(**vars(asked), classes=classes, **names)
-    writer.add(file, picture, answer)
+    writer.add(file, picture, predictor.predict(**vars(asked), classes=classes, **names))
 
 
 def _check_no_video(options: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from seem_jax.image import decode_index_png
 from seem_jax.predict_inputs import read_file, split_names
 from seem_jax.predict_outputs import DRAWN_SIDE, Writer
-from seem_jax.predictor import Predictor, Prompts
+from seem_jax.predictor import Predictor, Prompts, checks
 from seem_jax.video import VideoFrame, VideoPredictor, VideoWriter, read_frames, save_davis
 from seem_jax.video.writing import FPS, VOID
 
@@ -77,10 +77,10 @@ def _begin(
         things = tracker.predictor.instances(
             split_names(options.classes, "--classes"),
             threshold=LEAST_SCORE if options.threshold is None else options.threshold,
-            top_k=min(options.top_k or MOST_THINGS, VOID - 1),
-        )
+        ).different()
         tracker.predictor.reset_image()
-        for number, mask in enumerate(things.masks, 1):
+        most = checks.count(options.top_k or MOST_THINGS, VOID - 1, "--top-k")
+        for number, mask in enumerate(things.masks[:most], 1):
             tracker.add(number, mask=mask)
 
 

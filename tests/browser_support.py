@@ -16,7 +16,7 @@ from seem_jax.demo.studio import Studio
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
-PATIENCE = 60.0  # seconds for anything to appear
+PATIENCE = 120.0  # seconds for anything to appear
 
 
 @contextlib.contextmanager

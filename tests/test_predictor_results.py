@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -75,3 +76,25 @@ def test_a_picture_shows_the_mask_and_leaves_the_image_alone():
     np.testing.assert_array_equal(image, before)
     with pytest.raises(ValueError, match="the image of this prediction"):
         made_prediction().draw(picture(21, 30))
+
+
+def test_different_answers_are_the_best_of_those_that_say_the_same():
+    made = made_prediction()
+    logits = np.full((4, 8, 8), -1.0, np.float32)
+    logits[0, :4], logits[1, :5], logits[2, 4:], logits[3, :, :4] = 1, 1, 1, 1
+    made = dataclasses.replace(
+        made,
+        masks=np.repeat(made.masks, 2, axis=0),
+        scores=np.array([0.9, 0.8, 0.7, 0.6], np.float32),
+        quality=np.ones(4, np.float32),
+        texts=("a", "b", "c", "d"),
+        logits=logits,
+        memories=(None,) * 4,
+        labels=np.zeros(4, np.int32),
+        probabilities=np.zeros((4, 2), np.float32),
+    )
+    assert made.different().texts == ("a", "c", "d")  # b says what a says: IoU 0.8
+    assert made.different(0.9).texts == ("a", "b", "c", "d")
+    assert made.different(0.3).texts == ("a", "c")
+    assert len(made.take([]).different()) == 0
+    assert made.take([2, 0]).scores.tolist() == pytest.approx([0.7, 0.9])

@@ -13,6 +13,7 @@ from pycocotools import mask as coco_mask
 
 from seem_jax.demo import draw
 from seem_jax.postprocess import Segment
+from seem_jax.predictor.everything import alike
 from seem_jax.predictor.prompts import MaskMemory
 
 
@@ -58,6 +59,36 @@ class Prediction:
     def areas(self) -> np.ndarray:
         """int64 [N], pixels."""
         return self.masks.sum((1, 2), dtype=np.int64)
+
+    def take(self, indices: Sequence[int]) -> Prediction:
+        """Some of the answers, in the order of their indices."""
+        chosen = np.asarray(indices, np.int64)
+        return dataclasses.replace(
+            self,
+            masks=self.masks[chosen],
+            scores=self.scores[chosen],
+            quality=self.quality[chosen],
+            texts=tuple(self.texts[index] for index in chosen),
+            logits=self.logits[chosen],
+            memories=tuple(self.memories[index] for index in chosen),
+            labels=self.labels[chosen],
+            probabilities=self.probabilities[chosen],
+        )
+
+    def different(self, overlap: float = 0.7) -> Prediction:
+        """The answers whose mask no better one gives already, with an IoU of `overlap` or more.
+
+        `Predictor.instances` names one object several times, as the COCO protocol has it. Masks are
+        compared at the resolution of their logits.
+        """
+        if not len(self):
+            return self
+        iou = alike(self.logits > 0, self.logits > 0)
+        kept: list[int] = []
+        for index in range(len(self)):
+            if (iou[index, kept] < overlap).all():
+                kept.append(index)
+        return self.take(kept)
 
     def to_rle(self) -> list[dict[str, Any]]:
         """COCO run-length encodings (column-major), ready for JSON."""
