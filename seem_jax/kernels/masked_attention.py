@@ -17,11 +17,11 @@ import numpy as np
 NEVER = -1e30  # score of a pixel that is not seen; finite, so that differences stay numbers
 CHUNK = 2048  # keys whose scores are held at once
 # Up to so many bytes of scores (float32) their matrix is held whole on every device.
-SMALL = 32 * 2**20
+SMALL = 8 * 2**20
 # What is taken above that, by device kind: the winner of `python -m seem_jax.benchmark
-# --suite=kernels` where it has run, and the definition on CPU, where it has not. A table and not a
-# trial at run time: all processes of a run must choose alike.
-FASTEST = {"cpu": "xla"}
+# --suite=kernels` where it has run. A table and not a trial at run time: all processes of a run must
+# choose alike.
+FASTEST = {"cpu": "chunked"}
 
 _log = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec
 
 from seem_jax.config import LossConfig
 from seem_jax.kernels.mask_planes import sample_masks
+from seem_jax.kernels.pixel_products import products_with_pixels
 from seem_jax.kernels.point_sample import sample
 from seem_jax.types import Array, MaskRefs
 
@@ -102,9 +103,7 @@ def _top_places(values: Array, count: int) -> Array:
 
 def stride4_logits(embedding: Array, mask_features: Array) -> Array:
     """float32 [B, M, h, w], the mask logits of embeddings [B, M, D] on features [B, h, w, D]."""
-    return jnp.einsum(
-        "bmd,bhwd->bmhw", embedding, mask_features, preferred_element_type=jnp.float32
-    )
+    return products_with_pixels(embedding, mask_features)
 
 
 @jax.custom_vjp

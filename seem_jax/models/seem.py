@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from seem_jax.config import ModelConfig
+from seem_jax.kernels.pixel_products import products_with_pixels
 from seem_jax.models.backbones import backbone
 from seem_jax.models.decoder.decoder import Decoder
 from seem_jax.models.decoder.rules import TABLES
@@ -190,6 +191,4 @@ def remember(outputs: Outputs, visual: VisualTokens | KeptTokens) -> Memory:
 
 def mask_logits(mask_embedding, features: Features):
     """float32 [..., B, N, h, w] at stride 4, of mask embeddings [..., B, N, D]."""
-    return jnp.einsum(
-        "...bnd,bhwd->...bnhw", mask_embedding, features.mask, preferred_element_type=jnp.float32
-    )
+    return products_with_pixels(mask_embedding, features.mask)
