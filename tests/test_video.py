@@ -66,7 +66,7 @@ def test_an_object_is_its_tokens_and_the_memory_of_its_first_answer(predictor, f
     first = predictor.encode(frames[0])
     (answer,) = predictor.answer([(first, asked)])
     np.testing.assert_array_equal(found[0].masks, answer.masks)
-    shown = predictor.decoding.show(first, asked)
+    shown = predictor.decoding.show(first, asked, located=True)
     for frame, got in zip(frames[1:], found[1:], strict=True):
         later = Prompts(reference=shown, memory=answer.memory)
         np.testing.assert_array_equal(got.masks[0], low(predictor, frame, later) > 0)
@@ -175,7 +175,7 @@ def test_further_drawings_refine_an_object(predictor, frames):
         points=[[100, 70]],
         point_labels=[0],
         scribble=[[10, 10], [30, 30]],
-        reference=predictor.decoding.show(image, asked),
+        reference=predictor.decoding.show(image, asked, located=True),
         memory=answer.memory,
     )
     np.testing.assert_array_equal(second.masks[0], low(predictor, frames[1], want) > 0)

@@ -82,7 +82,8 @@ def programs(config: Config, params: dict, side: int) -> list[Program]:
 
     def read(params, features: dict, drawn: dict) -> dict:
         nobody = jnp.zeros(drawn["valid"].shape, jnp.int32)
-        tokens = own.read(params, plain(features), VisualPrompts(prompt=nobody, **drawn))
+        elsewhere = jnp.zeros((drawn["valid"].shape[0], 1), bool)  # a reference is for other images
+        tokens = own.read(params, plain(features), VisualPrompts(prompt=nobody, **drawn), elsewhere)
         return {"levels": tokens.levels, "pooled": tokens.pooled[:, 0]}
 
     def encode(params, images) -> dict:

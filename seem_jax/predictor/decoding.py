@@ -124,11 +124,16 @@ class Decoding:
             Reply(texts, tuple(next(answers) for _ in texts), dropped) for texts, dropped in replies
         ]
 
-    def show(self, image: EncodedImage, asked: Prompts) -> Reference:
-        """What the features of an image say where something was drawn, for other images to use."""
+    def show(self, image: EncodedImage, asked: Prompts, *, located: bool = False) -> Reference:
+        """What the features of an image say where something was drawn, for other images to use.
+
+        located: it also says where, for images like later frames, on which it is near the same place.
+        """
         drawn = self.draw(asked, image.placement)
         tokens = jax.device_get(
-            self.programs.read(self.params, image.features, _visual_prompts(drawn))
+            self.programs.read(
+                self.params, image.features, _visual_prompts(drawn), np.full((1, 1), located)
+            )
         )
         return Reference(
             model=self.fingerprint(),

@@ -115,9 +115,9 @@ def _objects(apply: Any, params, features: Features) -> ObjectAnswers:
     )
 
 
-def _read(apply: Any, params, features: Features, drawn: VisualPrompts) -> VisualTokens:
-    """Tokens of what was drawn on one image, [1, K], for others: they do not say where."""
-    return apply("encode_prompts", params, features, drawn, 1, located=jnp.zeros((1, 1), bool))
+def _read(apply: Any, params, features: Features, drawn: VisualPrompts, located) -> VisualTokens:
+    """Tokens of what was drawn on one image, [1, K]; located, bool [1, 1]: whether they say where."""
+    return apply("encode_prompts", params, features, drawn, 1, located)
 
 
 def _answer(

@@ -253,7 +253,7 @@ class VideoPredictor:
         """What is known of an object after the frame that its drawings were made on."""
         if not known.waiting:
             return known
-        shown = self.predictor.decoding.show(image, joined(known.waiting))
+        shown = self.predictor.decoding.show(image, joined(known.waiting), located=True)
         parts = [part for part in (known.reference, shown) if part is not None]
         return dataclasses.replace(
             known,

@@ -26,14 +26,11 @@ OBJECTS = 5  # prompts of a decoding are a multiple of this, so that few sizes c
 
 
 def first_frame(model, params, features, prompts: VisualPrompts, *, num: int):
-    """(tokens of the prompts for other frames, memory of their answers on their own), [1, ...]."""
+    """(tokens of the prompts, memory of their answers) on the frame that they were drawn on, [1, ...]."""
     variables = {"params": params}
     visual = model.apply(variables, features, prompts, num, method="encode_prompts")
     outputs = model.apply(variables, features, None, visual, objects=False, method="decode")
-    # On later frames the objects are elsewhere.
-    nowhere = jnp.zeros((1, num), bool)
-    moved = model.apply(variables, features, prompts, num, nowhere, method="encode_prompts")
-    return moved, remember(outputs, visual)
+    return visual, remember(outputs, visual)
 
 
 def later_frames(model, params, visual, memory: Memory, features, plan):

@@ -158,7 +158,7 @@ class Decoder(nn.Module):
         if not self.config.explicit_positions:
             located = None
         elif located is None:
-            located = jnp.ones((len(features.mask), num_prompts), bool)
+            located = jnp.ones((features.mask.shape[0], num_prompts), bool)
         return read_points(
             features,
             prompts,
