@@ -33,7 +33,6 @@ from seem_jax import checkpoint
 from seem_jax.config import Config, validate
 from seem_jax.config_flag import CONFIG, join_processes
 from seem_jax.evaluation import evaluator, report
-from seem_jax.host_memory import keep_freed_memory
 from seem_jax.models.seem import build
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "work folder of a training run", required=True)
@@ -72,7 +71,6 @@ def evaluate(
             f"the checkpoint in {run} has another model than --config: config.model."
             f"{', config.model.'.join(different)} differ. Give the configuration of the run, or none."
         )
-    keep_freed_memory()
     if config.compile_cache:
         jax.config.update("jax_compilation_cache_dir", config.compile_cache)
     numbers = evaluator.run(build(config.model), params, config, workdir=output)

@@ -34,7 +34,6 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
-from seem_jax.host_memory import keep_freed_memory
 from seem_jax.image import decode_image
 from seem_jax.predict_inputs import (
     check_output,
@@ -95,7 +94,6 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; 0 where every input was answered, else 1 with reasons on stderr."""
     options = parser().parse_args(argv)
-    keep_freed_memory()
     try:
         files = find_inputs(options.images, frames=options.video, output=options.output)
         check_output(options.output, files, options)

@@ -36,7 +36,6 @@ from seem_jax.config import Config
 from seem_jax.config_flag import CONFIG, join_processes
 from seem_jax.data import catalog, pipeline
 from seem_jax.evaluation import evaluator, report
-from seem_jax.host_memory import keep_freed_memory
 from seem_jax.models.language import class_names
 from seem_jax.models.language.tokenizer import Tokenizer
 from seem_jax.models.seem import SEEM, build
@@ -76,7 +75,6 @@ def train(config: Config) -> int:
     config_lib.validate(config)
     workdir = Path(config.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    keep_freed_memory()
     if config.compile_cache:
         jax.config.update("jax_compilation_cache_dir", config.compile_cache)
     with Watchdog(config.faults, workdir / "stacks") as watchdog:

@@ -21,7 +21,6 @@ MAY_IMPORT = {
     "interaction": {"kernels", *BASE},
     "sharding": BASE,
     "processes": BASE,
-    "host_memory": set(),
     "manifest": set(),
     "checkpoint_folder": {"manifest", "processes", *BASE},
     "checkpoint": {"checkpoint_folder", "manifest", "processes", *BASE},

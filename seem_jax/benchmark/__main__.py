@@ -41,7 +41,6 @@ from seem_jax.benchmark import (
 )
 from seem_jax.benchmark.clock import Budget
 from seem_jax.config_flag import CONFIG
-from seem_jax.host_memory import keep_freed_memory
 from seem_jax.training.ledger import peak_bytes, peak_device_bytes
 
 SUITES = {
@@ -67,7 +66,6 @@ PROFILE = flags.DEFINE_string("profile", None, "Folder for a profile of the suit
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
-    keep_freed_memory()
     config = CONFIG.value
     config_lib.validate(config)
     unknown = sorted(set(SUITE.value) - set(SUITES))

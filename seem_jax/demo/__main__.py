@@ -17,7 +17,6 @@ from pathlib import Path
 import jax
 
 from seem_jax.demo.studio import Limits, Studio
-from seem_jax.host_memory import keep_freed_memory
 from seem_jax.predictor import Predictor
 
 DEFAULT = "runs/shapes"
@@ -56,7 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not (Path(options.checkpoint) / "checkpoints").is_dir():
         print(f"error: {NO_CHECKPOINT.format(options.checkpoint)}", file=sys.stderr)
         return 1
-    keep_freed_memory()
     try:
         predictor = Predictor.from_checkpoint(options.checkpoint, tokenizer=options.tokenizer)
     except (ValueError, OSError) as error:
