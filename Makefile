@@ -1,7 +1,7 @@
 # make train    trains, evaluates and reports; a second call continues or says that the run is done
 # make test     runs all tests
 # make test-slow  runs the tests at full numbers and full sizes that `make test` leaves out
-# make chaos    kills, stops, stalls and damages runs, at full numbers (less than an hour)
+# make chaos    kills, stops, stalls and damages runs, at full numbers
 # make lint     format and lint, as before each commit
 # Settings: CONFIG=configs/shapes_long.py  PYTHON=python3.12  WORKERS=1
 

@@ -17,7 +17,7 @@ from flax import struct
 from seem_jax import interaction, postprocess
 from seem_jax.evaluation import ritm
 from seem_jax.evaluation.programs import filled_boxes
-from seem_jax.models.seem import remember
+from seem_jax.models.seem import mask_logits, remember
 from seem_jax.types import Features, KeptTokens, Memory, VisualPrompts
 
 GOOD_ENOUGH = 0.9  # IoU above which all objects of an official session are done
@@ -137,8 +137,6 @@ def advance(
     state = _renewed(fresh, begin(model, params, rows, features, user, max_clicks), state)
     variables = {"params": params}
     num = rows.wanted.shape[1]
-    # As the products below take it: else every round would turn it around on a CPU.
-    by_channel = jnp.moveaxis(features.mask, -1, 1)  # [B, D, h, w]
 
     def answer(state: State) -> State:
         tokens = state.tokens
@@ -146,12 +144,7 @@ def advance(
             variables, features, None, tokens, state.memory, objects=False, method="decode"
         )
         memory = remember(outputs, tokens)
-        logits = jnp.einsum(
-            "bpd,bdhw->bphw",
-            memory.mask_embedding,
-            by_channel,
-            preferred_element_type=jnp.float32,
-        )
+        logits = mask_logits(memory.mask_embedding, features)  # [B, P, h, w]
         full = postprocess.resize(logits, rows.plan)
         mask = (full > user.threshold) & rows.plan.inside[:, None]
         iou = ritm.iou(mask, rows.truth)  # an empty union gives NaN, officially

@@ -62,7 +62,7 @@ def kornia_distance(region: jax.Array) -> jax.Array:
     floor(3 (D - 1) / 2) - 0.35 ln(sum over neighbours with smaller D of exp(-|offset| / 0.35)).
     """
     height, width = region.shape[-2:]
-    # Padded before and not after: XLA:CPU would compute the distance inside of the pad, 7 times slower.
+    # Padded before and not after: XLA:CPU would compute the distance inside of the pad, which is slow.
     border = [(0, 0)] * (region.ndim - 2) + [(1, 1), (1, 1)]
     around = chebyshev_distance(jnp.pad(region, border))
     distance = around[..., 1:-1, 1:-1]

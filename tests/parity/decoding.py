@@ -135,9 +135,15 @@ def _traced(model, num_prompts, rules, params, features, inputs, blocked, flips)
             tokens = _visual_tokens(model, params, visual, inputs.prompts, i)
         own.append(official_order(read, tokens[0]))
         ffn.append(official_order(result, tokens[1]))
-    return Trace(
-        outputs, visual, negative, seen["embedding"], seen["sees"], seen["cross"], own, ffn
-    )
+    embedding = seen["embedding"]
+    if num_memory:
+        # The release predicts for memory too, which nothing but its counts of small logits shows.
+        table = params["decoder"]["memory_features"]
+        memory = [jnp.broadcast_to(table[None], (len(embedding[0]), *table.shape))]
+        memory += [result[:, num_looking - num_memory : num_looking] for result in seen["ffn"]]
+        said = [model.apply(variables, slots, method="answer")[0] for slots in memory]
+        embedding = [jnp.concatenate(parts, axis=1) for parts in zip(embedding, said, strict=True)]
+    return Trace(outputs, visual, negative, embedding, seen["sees"], seen["cross"], own, ffn)
 
 
 def replaced_masks(blocked: list | None, flips: jax.Array | None, sees_of: list | None = None):
