@@ -27,7 +27,6 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from absl import logging
 
-from seem_jax import config as config_lib
 from seem_jax import manifest, processes
 from seem_jax.checkpoint_folder import (
     check_same_config,
@@ -38,6 +37,7 @@ from seem_jax.checkpoint_folder import (
     steps,
 )
 from seem_jax.config import Config
+from seem_jax.config_files import to_json
 from seem_jax.manifest import problem
 
 WRITTEN_TOGETHER = 200 * 10**6  # bytes of parameters compressed and written at a time
@@ -350,7 +350,7 @@ def _meta(step: int, config: Config) -> dict:
     names = ("jax", "flax", "optax", "grain", "numpy")
     return {
         "step": step,
-        "config": json.loads(config_lib.to_json(config)),
+        "config": json.loads(to_json(config)),
         "versions": {name: metadata.version(name) for name in names},
     }
 

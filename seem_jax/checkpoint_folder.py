@@ -11,9 +11,9 @@ from pathlib import Path
 import jax
 from absl import logging
 
-from seem_jax import config as config_lib
 from seem_jax import manifest, processes
 from seem_jax.config import Config
+from seem_jax.config_files import from_json
 
 # A run may continue with other values of these; all other fields must agree.
 MAY_DIFFER = (
@@ -87,7 +87,7 @@ def saved_config(path: Path) -> Config:
     """The configuration inside the folder of one checkpoint."""
     meta = json.loads((path / "meta" / "metadata").read_text())
     try:
-        return config_lib.from_json(json.dumps(meta["config"]))
+        return from_json(json.dumps(meta["config"]))
     except ValueError as error:
         raise ValueError(f"the configuration in {path / 'meta'} cannot be read: {error}") from error
 

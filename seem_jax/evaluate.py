@@ -30,7 +30,8 @@ import jax
 from absl import app, flags
 
 from seem_jax import checkpoint
-from seem_jax.config import Config, validate
+from seem_jax.config import Config
+from seem_jax.config_checks import validate
 from seem_jax.config_flag import CONFIG, join_processes
 from seem_jax.evaluation import evaluator, report
 from seem_jax.models.seem import build

@@ -28,11 +28,12 @@ import numpy as np
 from absl import app, flags, logging
 from jax.sharding import Mesh
 
-from seem_jax import config as config_lib
 from seem_jax import name_templates, processes, sharding
 from seem_jax.checkpoint import Checkpoints, restore_params
 from seem_jax.checkpoint_folder import differences
 from seem_jax.config import Config
+from seem_jax.config_checks import validate
+from seem_jax.config_files import to_json
 from seem_jax.config_flag import CONFIG, join_processes
 from seem_jax.data import catalog, pipeline
 from seem_jax.evaluation import evaluator, report
@@ -72,7 +73,7 @@ class Data:
 
 def train(config: Config) -> int:
     """Trains, evaluates and reports; the exit code."""
-    config_lib.validate(config)
+    validate(config)
     workdir = Path(config.workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     if config.compile_cache:
@@ -111,7 +112,7 @@ def _train(config: Config, workdir: Path, watchdog: Watchdog) -> int:
         stack.callback(data.batches.close)
         processes.agree("data", {"records and tokenizer": data.fingerprint}, limit)
         if jax.process_index() == 0:
-            (workdir / "config.json").write_text(config_lib.to_json(config))
+            (workdir / "config.json").write_text(to_json(config))
         devices = f"{mesh.size} {jax.devices()[0].device_kind} devices, mesh {dict(mesh.shape)}"
         _say(f"training {config.name} in {workdir} on {devices}")
 
@@ -311,7 +312,7 @@ def main(argv: list[str]) -> int:
     if WORKDIR.value:
         config.workdir = WORKDIR.value
     if DRY_RUN.value:
-        config_lib.validate(config)
+        validate(config)
         count = NUM_DEVICES.value or jax.device_count()
         kind = DEVICE_KIND.value or jax.devices()[0].device_kind
         _say("\n".join(plan(config, count, kind, STEP_SECONDS.value)))

@@ -16,7 +16,7 @@ import time
 import jax
 import numpy as np
 
-from seem_jax.config import load_config
+from seem_jax.config_files import load_config
 from seem_jax.predictor import Predictor, Prompts
 from tests import parity_support
 from tests.parity.subject import CONFIGS

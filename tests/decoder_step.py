@@ -13,8 +13,9 @@ import tests.conftest  # noqa: F401, I001 - sets the environment before JAX is i
 import jax
 import numpy as np
 
+from seem_jax.config_files import load_config
 from seem_jax import sharding
-from seem_jax.config import MeshConfig, load_config
+from seem_jax.config import MeshConfig
 from seem_jax.models.seem import build
 from seem_jax.training import state as states
 from seem_jax.training.step import make_train_step, vocabulary

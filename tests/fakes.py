@@ -20,8 +20,8 @@ from seem_jax.config import (
     OptimizerConfig,
     PixelDecoderConfig,
     TextConfig,
-    validate,
 )
+from seem_jax.config_checks import validate
 from seem_jax.types import Batch, MaskRefs, Objects, Phrases, VisualPrompts
 
 NUM_CLASSES = 7  # of `class_token_ids`; the last one is "no object"

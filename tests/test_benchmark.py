@@ -13,7 +13,7 @@ from seem_jax.benchmark import clock, compiling, inputs, operations, timing
 from seem_jax.benchmark.costs import loop_flop, measure, product_flop
 from seem_jax.benchmark.operations import CLICK_POINTS, ROUNDS, cost_of
 from seem_jax.benchmark.programs import parts
-from seem_jax.config import load_config
+from seem_jax.config_files import load_config
 from seem_jax.kernels import convolution
 from seem_jax.nn.attention import Attention
 from tests.fakes import tiny_config

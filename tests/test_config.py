@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from seem_jax import config as config_lib
 from seem_jax import sharding
+from seem_jax.config_checks import validate
+from seem_jax.config_files import from_json, load_config, to_json
 from seem_jax.models.seem import build
 from seem_jax.training import state as states
 from seem_jax.training.step import Vocabulary, make_train_step
@@ -21,15 +22,13 @@ CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem !
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_configuration_file_is_valid_and_survives_json(path):
-    config = config_lib.load_config(path)
-    assert config_lib.from_json(config_lib.to_json(config)) == config
+    config = load_config(path)
+    assert from_json(to_json(config)) == config
 
 
 def test_focalt_differs_from_shapes_only_in_values():
     """Same fields, so the same architecture and tasks; the tree of parts of the model is one."""
-    focalt, shapes = (
-        config_lib.load_config(ROOT / f"configs/{n}.py") for n in ("focalt", "shapes")
-    )
+    focalt, shapes = (load_config(ROOT / f"configs/{n}.py") for n in ("focalt", "shapes"))
     assert focalt.model.backbone.name == shapes.model.backbone.name
     assert focalt.model.pixel_decoder.name == shapes.model.pixel_decoder.name
     assert focalt.model.backbone.depthwise == shapes.model.backbone.depthwise
@@ -38,7 +37,7 @@ def test_focalt_differs_from_shapes_only_in_values():
 
 
 def test_focalt_has_the_official_numbers_of_parameters():
-    config = config_lib.load_config(ROOT / "configs/focalt.py")
+    config = load_config(ROOT / "configs/focalt.py")
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     state = states.abstract(build(config.model), config, mesh)
     params = states.merge(state)
@@ -47,7 +46,7 @@ def test_focalt_has_the_official_numbers_of_parameters():
 
 
 def test_the_full_size_training_step_has_static_shapes():
-    config = config_lib.load_config(ROOT / "configs/focalt.py")
+    config = load_config(ROOT / "configs/focalt.py")
     mesh = sharding.make_mesh(config.mesh)
     model = build(config.model)
     state = states.abstract(model, config, mesh)
@@ -104,19 +103,19 @@ def test_a_value_out_of_range_is_named(change, message):
     config = tiny_config()
     change(config)
     with pytest.raises(ValueError, match=message):
-        config_lib.validate(config)
+        validate(config)
 
 
 def test_json_of_another_version_names_the_fields():
-    text = config_lib.to_json(tiny_config()).replace('"max_rounds"', '"rounds"')
+    text = to_json(tiny_config()).replace('"max_rounds"', '"rounds"')
     with pytest.raises(ValueError, match=r"config: unknown fields \['rounds'\]"):
-        config_lib.from_json(text)
+        from_json(text)
 
 
 def test_json_without_a_younger_field_takes_its_default():
-    values = json.loads(config_lib.to_json(tiny_config()))
+    values = json.loads(to_json(tiny_config()))
     del values["start_from"], values["data"]["max_bad_records"]
-    assert config_lib.from_json(json.dumps(values)) == tiny_config()
+    assert from_json(json.dumps(values)) == tiny_config()
 
 
 def run_flags(*arguments):

@@ -13,7 +13,7 @@ import pytest
 from configs import finetune
 from data_prep import custom
 from data_prep.tokenizer import train_tokenizer
-from seem_jax.config import validate
+from seem_jax.config_checks import validate
 from tests import test_converters_custom as formats
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from data_prep.tokenizer import train_tokenizer
-from seem_jax.config import load_config
+from seem_jax.config_files import load_config
 from seem_jax.data import pipeline
 from seem_jax.data.catalog import open_split
 from seem_jax.models.language.tokenizer import Tokenizer
@@ -29,7 +29,7 @@ os.environ["XLA_FLAGS"] = (
 )
 import tests.conftest
 from seem_jax import train
-from seem_jax.config import load_config
+from seem_jax.config_files import load_config
 from tests.fakes import tiny_config
 
 root, workdir, size = sys.argv[1:]

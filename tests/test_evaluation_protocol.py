@@ -18,7 +18,7 @@ from PIL import Image
 
 from configs import focalt, samvitb, shapes
 from data_prep import coco, davis, refcoco, voc
-from seem_jax.config import validate
+from seem_jax.config_checks import validate
 from seem_jax.data import catalog, strokes
 from seem_jax.evaluation import drawings, evaluator, objects, results, sessions
 from seem_jax.evaluation.instance_ap import read_annotations

@@ -10,6 +10,8 @@ BASE = {"types", "config", "name_templates"}
 MAY_IMPORT = {
     "types": set(),
     "config": set(),
+    "config_checks": {"config"},
+    "config_files": {"config", "config_checks"},
     "name_templates": set(),
     "kernels": {"types"},
     "image": set(),
@@ -22,8 +24,8 @@ MAY_IMPORT = {
     "sharding": BASE,
     "processes": BASE,
     "manifest": set(),
-    "checkpoint_folder": {"manifest", "processes", *BASE},
-    "checkpoint": {"checkpoint_folder", "manifest", "processes", *BASE},
+    "checkpoint_folder": {"config_files", "manifest", "processes", *BASE},
+    "checkpoint": {"config_files", "checkpoint_folder", "manifest", "processes", *BASE},
     "training": {
         "models",
         "losses",

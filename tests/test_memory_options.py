@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seem_jax import config as config_lib
 from seem_jax import sharding
 from seem_jax.config import MeshConfig
+from seem_jax.config_checks import validate
 from seem_jax.models.seem import build, initialise
 from seem_jax.training import state as states
 from seem_jax.training.accumulation import accumulated
@@ -82,7 +82,7 @@ def test_policies_keep_less_and_say_the_same():
 def test_values_that_do_not_fit_are_named(field, value, message):
     config = dataclasses.replace(tiny_config(), **{field: value})
     with pytest.raises(ValueError, match=message):
-        config_lib.validate(config)
+        validate(config)
 
 
 def one_step(**changes):

@@ -5,7 +5,8 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from seem_jax.config import DataConfig, load_config
+from seem_jax.config import DataConfig
+from seem_jax.config_files import load_config
 from seem_jax.models.prompts.text import different_texts
 from tests.test_pipeline import (
     BALLS,

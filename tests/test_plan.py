@@ -9,7 +9,8 @@ import jax
 import pytest
 
 from seem_jax import sharding
-from seem_jax.config import MeshConfig, load_config
+from seem_jax.config import MeshConfig
+from seem_jax.config_files import load_config
 from seem_jax.models.seem import build
 from seem_jax.training import plan as plans
 from seem_jax.training import state as states

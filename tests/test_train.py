@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from seem_jax import checkpoint, sharding, train
-from seem_jax.config import MeshConfig, load_config
+from seem_jax.config import MeshConfig
+from seem_jax.config_files import load_config
 from seem_jax.models.seem import build
 from seem_jax.training import goodput, starting_weights
 from seem_jax.training import state as states

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from seem_jax import sharding
-from seem_jax.config import MeshConfig, load_config
+from seem_jax.config import MeshConfig
+from seem_jax.config_files import load_config
 from seem_jax.models.seem import build
 from seem_jax.training import state as states
 from seem_jax.training.step import make_train_step, vocabulary

@@ -27,7 +27,8 @@ from flax import linen as nn
 from configs import shapes
 from data_prep.tokenizer import train_tokenizer
 from seem_jax import checkpoint
-from seem_jax.config import Config, validate
+from seem_jax.config import Config
+from seem_jax.config_checks import validate
 from seem_jax.data import catalog
 from seem_jax.data.pipeline import train_batches
 from seem_jax.demo import __main__ as demo

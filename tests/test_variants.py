@@ -12,7 +12,8 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from seem_jax import sharding
-from seem_jax.config import load_config, validate
+from seem_jax.config_checks import validate
+from seem_jax.config_files import load_config
 from seem_jax.convert import rules
 from seem_jax.models import seem
 from tests import parity_support as parity

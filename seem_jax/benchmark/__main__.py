@@ -29,7 +29,6 @@ from pathlib import Path
 import jax
 from absl import app, flags
 
-from seem_jax import config as config_lib
 from seem_jax.benchmark import (
     checkpoint,
     compiling,
@@ -40,6 +39,8 @@ from seem_jax.benchmark import (
     timing,
 )
 from seem_jax.benchmark.clock import Budget
+from seem_jax.config import Config
+from seem_jax.config_checks import validate
 from seem_jax.config_flag import CONFIG
 from seem_jax.training.ledger import peak_bytes, peak_device_bytes
 
@@ -67,7 +68,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
     config = CONFIG.value
-    config_lib.validate(config)
+    validate(config)
     unknown = sorted(set(SUITE.value) - set(SUITES))
     if unknown:
         raise app.UsageError(f"--suite={','.join(unknown)}: choose from {sorted(SUITES)}.")
@@ -87,7 +88,7 @@ def main(argv: list[str]) -> None:
         aside.replace(target)
 
 
-def _run(config: config_lib.Config, budget: Budget) -> dict[str, float]:
+def _run(config: Config, budget: Budget) -> dict[str, float]:
     print("  ".join(f"{name} {value}" for name, value in _machine().items()), flush=True)
     figures: dict[str, float] = {}
     for name in SUITE.value:

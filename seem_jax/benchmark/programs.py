@@ -12,10 +12,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from seem_jax import config as config_lib
 from seem_jax import interaction, sharding
 from seem_jax.benchmark import inputs
-from seem_jax.config import Config
+from seem_jax.config import Config, MeshConfig
 from seem_jax.models.seem import SEEM, build, class_logits, mask_logits, remember
 from seem_jax.training import state as states
 from seem_jax.training.step import make_train_step
@@ -113,7 +112,7 @@ def parts(config: Config) -> Parts:
     """The parts of a configuration on the first device, by shapes alone."""
     config = copy.deepcopy(config)
     config.data.batch_size = 1
-    config.mesh = config_lib.MeshConfig(1, 1, 1)
+    config.mesh = MeshConfig(1, 1, 1)
     model, mesh = build(config.model), sharding.make_mesh(config.mesh, jax.devices()[:1])
     params = inputs.shapes_of(states.merge(states.abstract(model, config, mesh)))
     images = inputs.images(config.data)

@@ -13,8 +13,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from seem_jax import checkpoint
-from seem_jax import config as config_lib
 from seem_jax.config import Config
+from seem_jax.config_checks import validate
 from seem_jax.convert import recognise, safetensors_file
 from seem_jax.convert.rules import (
     BUFFERS,
@@ -56,7 +56,7 @@ def convert(state: State, config: Config, output: str | Path) -> Report:
     config.seed. ValueError, and nothing at `output`, when the state is of
     another model than `config`, is incomplete, holds anything unknown or has values that are not finite.
     """
-    config_lib.validate(config)
+    validate(config)
     _need_free(output)
     kind = recognise.recognise(state)
     recognise.check(kind, state, config)

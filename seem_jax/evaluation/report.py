@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from seem_jax.config import Config, to_json
+from seem_jax.config import Config
+from seem_jax.config_files import to_json
 from seem_jax.evaluation import calibration
 from seem_jax.evaluation.plots import Axes, Line, figure
 from seem_jax.evaluation.results import read

@@ -11,7 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jax import export
 
-from seem_jax import config as config_lib
+from seem_jax.config_files import to_json
 from seem_jax.convert import safetensors_file
 from seem_jax.data.transforms import PAD_VALUE
 from seem_jax.export import loader, usage
@@ -47,7 +47,7 @@ def export_model(
                 shapes, *program.arguments
             )
             (aside / f"{program.name}.stablehlo").write_bytes(made.serialize())
-        (aside / "config.json").write_text(config_lib.to_json(predictor.config))
+        (aside / "config.json").write_text(to_json(predictor.config))
         (aside / "about.json").write_text(json.dumps(about(predictor), indent=1))
         (aside / "README.md").write_text(usage.TEXT)
         shutil.copyfile(loader.__file__, aside / "load.py")

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from seem_jax.config import ModelConfig, as_released, load_config
+from seem_jax.config import ModelConfig, as_released
+from seem_jax.config_files import load_config
 from seem_jax.convert import rules
 from seem_jax.models.seem import build, initialise
 from seem_jax.sharding import unbox
