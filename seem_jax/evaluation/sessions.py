@@ -58,11 +58,14 @@ class User(Protocol):
 
     threshold: float  # logit above which a pixel is the object
 
-    def first(self, rows: Rows): ...
+    def first(self, rows: Rows):
+        """The first click on each object."""
 
-    def next(self, rows: Rows, logits, mask, marks): ...
+    def next(self, rows: Rows, logits, mask, marks):
+        """The click that corrects mask, bool [B, P, H, W], made of logits float32 [B, P, h, w]."""
 
-    def satisfied(self, iou, exists): ...
+    def satisfied(self, iou, exists):
+        """bool [B], whether a session ends at these IoUs, [B, P]; exists: which P are objects."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +142,7 @@ def advance(
     num = rows.wanted.shape[1]
 
     def answer(state: State) -> State:
+        """One answer of all sessions that go on, and the click that corrects it."""
         tokens = state.tokens
         outputs = model.apply(
             variables, features, None, tokens, state.memory, objects=False, method="decode"

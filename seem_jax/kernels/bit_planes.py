@@ -1,7 +1,7 @@
 """Masks as bits: a word holds the same pixel of up to 8, 16 or 32 masks, so pixel work is that much less.
 
 Sums and unions over an image are written as halves of it put together: XLA:CPU makes vector operations of
-these, but goes through a reduction of small integers one by one (6 times slower for 40 masks of 160x160).
+these, but goes through a reduction of small integers one by one.
 """
 
 from __future__ import annotations

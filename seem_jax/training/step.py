@@ -75,6 +75,7 @@ def make_train_step(
     learner = rematerialised(model, config.rematerialise)
 
     def step(state: TrainState, batch: Batch, names: Vocabulary):
+        """(state after the step, metrics); see above."""
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
         def loss(trainable: dict, batch: Batch, key: Array):
@@ -144,6 +145,7 @@ def loss_and_metrics(
     # Jitted so that it is traced once, though its shapes are asked for before.
     @jax.jit
     def decoder(params, batch, keys, features, table, text, phrase_embedding):
+        """(loss, metrics) of the official recipe: everything behind the encoders."""
         outputs, visual, num_rounds = _answers(
             model, params, features, text, batch, config, keys[2], keys[3]
         )
@@ -289,6 +291,7 @@ def simulate_rounds(
         return batch.strokes, nothing, jnp.int32(0)
 
     def one_round(number: Array, carry: tuple[VisualPrompts, Array, Memory]):
+        """(prompts, what they marked, memory) after one more answer and the click that corrects it."""
         prompts, prompted, memory = carry
         visual = model.apply(
             variables, features, prompts, num_prompts, located, method="encode_prompts"
