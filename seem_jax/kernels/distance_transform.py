@@ -83,10 +83,10 @@ def deepest(words: jax.Array, number: int) -> tuple[jax.Array, jax.Array]:
     """(row, column), int32 [..., P]: the first pixel in row-major order with the largest
     `kornia_distance` in each of the regions that `bit_planes.pack` made words of; (0, 0) in an empty one.
 
-    Without the distances, which a CPU takes far longer for. They grow by at least 1 from one Chebyshev distance to the next,
-    and differ by at most 0.993 = 0.35 ln((4 STRAIGHT + 4 DIAGONAL) / DIAGONAL) within one: the pixel is
-    among those of the largest. Shrinking a region by r and by s is shrinking it by r + s, so these are
-    what is left after shrinking by falling powers of two wherever something is left.
+    Without the distances, which a CPU takes far longer for. They grow by at least 1 from one Chebyshev
+    distance to the next, and differ by at most 0.993 = 0.35 ln((4 STRAIGHT + 4 DIAGONAL) / DIAGONAL)
+    within one: the pixel is among those of the largest. Shrinking a region by r and by s is shrinking it
+    by r + s, so these are what is left after shrinking by falling powers of two wherever something is left.
     """
     radius = 1 << max(0, ((min(words.shape[-2:]) + 1) // 2 - 1).bit_length() - 1)
     while radius:
