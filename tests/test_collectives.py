@@ -1,7 +1,6 @@
 """What the compiled training step sends between devices: gradients once, split parameters once, and nothing
 inside the loops of matching and sampling."""
 
-import functools
 
 import jax
 import numpy as np
@@ -61,12 +60,18 @@ def test_gradients_and_parameters_travel_once_and_loops_gather_nothing(sizes):
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)], ids=str)
 def test_each_device_finds_the_uncertain_points_of_its_own_images(sizes):
-    values = np.random.default_rng(0).normal(size=(BATCH, 3, 40)).astype(np.float32)
-    want = np.argsort(-values, axis=-1)[..., :7]
+    rng, count = np.random.default_rng(0), masks.AT_ONCE + 3
+    values = rng.normal(size=(BATCH, count, 40)).astype(np.float32)
+    valid = rng.random((BATCH, count)) < 0.7
+    want = np.where(valid[..., None], np.argsort(-values, axis=-1)[..., :7], 0)
     mesh = sharding.make_mesh(MeshConfig(*sizes))
+
+    def find(valid, values):
+        return masks.by_valid(lambda rows: jax.lax.top_k(rows, 7)[1], valid, values)
+
     with sharding.use(mesh):
-        find = jax.jit(functools.partial(masks._largest, count=7))
-        compiled = find.lower(sharding.put_batch(values, mesh)).compile()
-        found = compiled(sharding.put_batch(values, mesh))
+        given = sharding.put_batch((valid, values), mesh)
+        compiled = jax.jit(find).lower(*given).compile()
+        found = compiled(*given)
     np.testing.assert_array_equal(found, want)
     assert hlo.messages(compiled.as_text()) == []

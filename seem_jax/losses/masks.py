@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,8 @@ from seem_jax.kernels.mask_planes import sample_masks
 from seem_jax.kernels.pixel_products import products_with_pixels
 from seem_jax.kernels.point_sample import sample
 from seem_jax.types import Array, MaskRefs
+
+AT_ONCE = 8  # masks of an image that are read together
 
 
 def bce(logits: Array, truth: Array) -> Array:
@@ -45,21 +49,29 @@ def matched_losses(
     candidates: Array | None = None,
     rest: Array | None = None,
 ) -> tuple[Array, Array, Array]:
-    """(cross-entropy, Dice) of each matched mask, float32 [B, M], and where they were read.
+    """(cross-entropy, Dice) of each valid mask, float32 [B, M], and where they were read.
 
     embedding [B, M, D] are the mask embeddings of the matched slots, mask_features [B, h, w, D]. The
     points are float32 [B, M, K, 2]; candidates and rest replace draws, see `uncertain_points`. The
-    stride-4 logits are computed once, and kept neither for the choice nor for the gradient.
+    stride-4 logits are computed once, and kept neither for the choice nor for the gradient. Points are
+    drawn, chosen and read for valid masks only: most places for a mask are empty.
     """
     logits = stride4_logits(embedding, mask_features)
-    points = uncertain_points(key, jax.lax.stop_gradient(logits), config, candidates, rest)
-    truth = sample_masks(planes, refs, points)  # [B, M, K]
-    read = read_maps(logits, points)
+    keys = jax.random.split(key, refs.valid.shape)
+
+    def choose(rows, planes):
+        *given, refs = rows
+        points = uncertain_points(*given[:2], config, *given[2:])
+        return points, sample_masks(planes, refs, points)
+
+    rows = (keys, jax.lax.stop_gradient(logits), candidates, rest, refs)
+    points, truth = by_valid(choose, refs.valid, rows, planes)
+    read = read_maps(logits, points, refs.valid)
     return bce(read, truth), dice(read, truth), points
 
 
 def uncertain_points(
-    key: Array,
+    keys: Array,
     logits: Array,
     config: LossConfig,
     candidates: Array | None = None,
@@ -68,37 +80,77 @@ def uncertain_points(
     """float32 [B, M, K, 2], points at which to read each mask's loss, from its logits [B, M, h, w].
 
     Of oversample * K uniform candidates, the share `importance` of K with the smallest |logit|, and
-    uniform ones for the rest. candidates [B, M, oversample * K, 2] and rest [B, M, K - share, 2]
-    replace the draws. Official get_uncertain_point_coords_with_randomness (point_features.py).
+    uniform ones for the rest. keys [B, M]: each mask draws its own. candidates [B, M, oversample * K, 2]
+    and rest [B, M, K - share, 2] replace the draws. Official get_uncertain_point_coords_with_randomness
+    (point_features.py).
     """
     num_uncertain = int(config.importance * config.num_points)
-    lead = logits.shape[:2]
-    for_candidates, for_rest = jax.random.split(key)
+
+    def draw(number, count):
+        keyed = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, number)))(keys)
+        return jax.vmap(jax.vmap(lambda key: jax.random.uniform(key, (count, 2))))(keyed)
+
     if candidates is None:
-        num_candidates = int(config.num_points * config.oversample)
-        candidates = jax.random.uniform(for_candidates, (*lead, num_candidates, 2))
+        candidates = draw(0, int(config.num_points * config.oversample))
     if rest is None:
-        rest = jax.random.uniform(for_rest, (*lead, config.num_points - num_uncertain, 2))
-    chosen = _largest(-jnp.abs(read_maps(logits, candidates)), num_uncertain)
+        rest = draw(1, config.num_points - num_uncertain)
+    read = _read(logits, candidates)
+    # What is not a number is taken first, so that the loss shows it; -|NaN| would sort last.
+    uncertain = jnp.where(jnp.isnan(read), jnp.inf, -jnp.abs(read))
+    _, chosen = jax.lax.top_k(uncertain, num_uncertain)
     certain_not = jnp.take_along_axis(candidates, chosen[..., None], axis=2)
     return jnp.concatenate([certain_not, rest], axis=2)
 
 
-def _largest(values: Array, count: int) -> Array:
-    """int32 [B, M, count], where the largest of values [B, M, K] are, found by each device for its own
-    images: left alone, XLA gathers the whole batch for a top_k."""
+def by_valid(function: Callable, valid: Array, rows: Any, *images: Array) -> Any:
+    """function(rows, *images) for the valid masks, a few at a time; 0 for the others. No gradient.
+
+    rows is a tree of [B, M, ...], valid is bool [B, M], images are [B, ...]. The function gets the tree
+    with `AT_ONCE` masks of every image, and gives a tree of [B, AT_ONCE, ...]. On a mesh each device works
+    on the images it holds: left alone, XLA gathers the whole batch for a top_k.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     axes = tuple(axis for axis in mesh.axis_names if axis != "tensor")
     parts = math.prod(mesh.shape[axis] for axis in axes)
-    find = functools.partial(_top_places, count=count)
-    if parts == 1 or values.shape[0] % parts:
-        return find(values)
+    run = functools.partial(_by_valid, function)
+    if parts == 1 or len(valid) % parts:
+        return run(valid, rows, *images)
     spread = PartitionSpec(axes)
-    return jax.shard_map(find, in_specs=spread, out_specs=spread, check_vma=False)(values)
+    return jax.shard_map(run, in_specs=spread, out_specs=spread, check_vma=False)(
+        valid, rows, *images
+    )
 
 
-def _top_places(values: Array, count: int) -> Array:
-    return jax.lax.top_k(values, count)[1]
+def _by_valid(function, valid, rows, *images):
+    number = valid.shape[1]
+    turns = -(-valid.sum(1, dtype=jnp.int32).max() // AT_ONCE)
+    order = jnp.argsort(~valid, axis=1, stable=True)  # valid ones first
+    missing = -number % AT_ONCE
+    order = jnp.pad(
+        order, ((0, 0), (0, missing)), constant_values=number
+    )  # beyond the end: dropped
+
+    def some(turn):
+        """(which masks [B, AT_ONCE], what the function says of them)."""
+        which = jax.lax.dynamic_slice_in_dim(order, turn * AT_ONCE, AT_ONCE, axis=1)
+        taken = jax.tree.map(
+            lambda x: jax.vmap(lambda x, at: x.at[at].get(mode="clip"))(x, which), rows
+        )
+        return which, function(taken, *images)
+
+    def one_turn(turn, results):
+        which, news = some(turn)
+        put = jax.vmap(lambda all, at, new: all.at[at].set(new, mode="drop"))
+        return jax.tree.map(lambda all, new: put(all, which, new), results, news)
+
+    shapes = jax.eval_shape(some, 0)[1]
+    results = jax.tree.map(lambda x: jnp.zeros((len(valid), number, *x.shape[2:]), x.dtype), shapes)
+    results = jax.lax.fori_loop(0, turns, one_turn, results)
+    return jax.tree.map(lambda x: jnp.where(_over(valid, x), x, jnp.zeros((), x.dtype)), results)
+
+
+def _over(valid, array):
+    return valid.reshape(*valid.shape, *[1] * (array.ndim - 2))
 
 
 def stride4_logits(embedding: Array, mask_features: Array) -> Array:
@@ -107,27 +159,35 @@ def stride4_logits(embedding: Array, mask_features: Array) -> Array:
 
 
 @jax.custom_vjp
-def read_maps(maps: Array, points: Array) -> Array:
-    """[B, M, K], each of the maps [B, M, h, w] read at its own points [B, M, K, 2].
+def read_maps(maps: Array, points: Array, valid: Array) -> Array:
+    """[B, M, K], each valid map of [B, M, h, w] read at its own points [B, M, K, 2]; 0 for the others.
 
     Linear in the maps, so the gradient keeps the points only; none passes to the points.
     """
-    return _read(maps, points)
+    return by_valid(lambda rows: _read(*rows), valid, (maps, points))
 
 
 def _read(maps, points):
     return jax.vmap(lambda m, p: sample(m[..., None], p)[..., 0])(maps, points)
 
 
-def _read_forward(maps, points):
-    return _read(maps, points), (jnp.zeros((0, *maps.shape[1:]), maps.dtype), points)
+def _read_forward(maps, points, valid):
+    return read_maps(maps, points, valid), (
+        jnp.zeros((0, *maps.shape[1:]), maps.dtype),
+        points,
+        valid,
+    )
 
 
 def _read_backward(kept, gradient):
-    like, points = kept
-    maps = jnp.zeros((len(points), *like.shape[1:]), like.dtype)
-    _, back = jax.vjp(lambda maps: _read(maps, points), maps)
-    return back(gradient)[0], jnp.zeros_like(points)
+    like, points, valid = kept
+
+    def back(rows):
+        points, gradient = rows
+        maps = jnp.zeros((*points.shape[:2], *like.shape[2:]), like.dtype)
+        return jax.vjp(lambda maps: _read(maps, points), maps)[1](gradient)[0]
+
+    return by_valid(back, valid, (points, gradient)), jnp.zeros_like(points), None
 
 
 read_maps.defvjp(_read_forward, _read_backward)
