@@ -251,8 +251,8 @@ def _finish(workdir: Path, config: Config, numbers: dict[str, float]) -> None:
 
 @contextlib.contextmanager
 def _only_one(workdir: Path) -> Iterator[None]:
-    """Holds WORKDIR/lock. ValueError when another process has it."""
-    if jax.process_index() != 0:
+    """Holds WORKDIR/lock. ValueError when another process has it, before any device is touched."""
+    if processes.number() != 0:
         yield
         return
     with (workdir / "lock").open("a+") as file:

@@ -12,6 +12,9 @@ Every moment belongs to one kind, so the kinds add up to the wall time from the 
     start       imports, opening data, making or restoring the state
     overhead    the device waits for the rest of the loop: feeding, logging
 
+Work of the host (data, feeding, saves) costs nothing where the device is still at a step when it ends: that
+time is productive. Where the device is not, all of it counts as the host's, also what a step overlapped with.
+
 Lines: {"event": "start" or "roll back", "step": the step from which it goes on, "time": Unix time} and
 {"step", "from", "to", "seconds": {kind: seconds}}. A process that is killed loses its last line, at
 most ROW_SECONDS or one step, which then counts as idle.
