@@ -101,7 +101,9 @@ def test_training_states_and_their_prefixes_are_recognised(tmp_path, official, p
 def test_there_and_back_gives_the_same_bits(tmp_path, official):
     config = tiny_config()
     path = weight_files.save(tmp_path / "seem.pt", official)
+    config.data.tokenizer = str(path)  # any file: it is copied as it is
     report = work_folder.convert(read_state(path), config, tmp_path / "work")
+    assert (tmp_path / "work" / "tokenizer.model").read_bytes() == path.read_bytes()
     assert report.left_out == ["criterion.empty_weight", "dilation_kernel"]
     assert not report.fresh
     params, saved = checkpoint.restore_params(tmp_path / "work")

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from seem_jax import checkpoint
+from seem_jax import checkpoint, kept_files
 from seem_jax.config import Config
 from seem_jax.config_checks import validate
 from seem_jax.convert import recognise, safetensors_file
@@ -168,6 +168,7 @@ def _write(output: str | Path, params: dict, config: Config) -> None:
     aside = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
         checkpoint.save_params(aside, params, config)
+        kept_files.keep(aside, config)
         _need_free(output)
         os.rename(aside, output)
     finally:
