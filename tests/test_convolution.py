@@ -70,7 +70,8 @@ def test_the_choice_by_platform_leaves_no_trace_in_the_compiled_program():
     program = jax.jit(convolve).lower(x, kernel).compile()
     assert "conditional" not in program.as_text()
     want = convolve(x, kernel, implementation="direct")
-    np.testing.assert_allclose(program(x, kernel), want, atol=1e-3)
+    error = np.square(program(x, kernel) - want).mean() / np.square(want).mean()
+    assert np.sqrt(error) < 1e-5  # of float32 sums; 4.5e-6 was measured at the full size
 
 
 def test_the_choice_by_platform_has_the_gradient_of_the_definition():
