@@ -3,8 +3,9 @@
     python -m data_prep.custom --input data/mine --output data/mine/records
     python -m seem_jax.train --config=configs/finetune.py --config.start_from=FOLDER
 
-FOLDER is a run of another configuration of the same model, or converted official weights; they
-bring the tokenizer that --config.data.tokenizer names.
+FOLDER is a run of another configuration of the same model, or converted official weights. They read
+with the tokenizer beside them: --config.data.tokenizer=FOLDER/tokenizer.model where it is not the one
+that configs/focalt.py names.
 """
 
 from configs import focalt

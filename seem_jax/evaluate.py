@@ -15,9 +15,10 @@ Where the official evaluation and common practice differ, fields of config.evalu
 numbers that may be compared. configs/focalt.py has the official test sizes and sides.
 
 Without --config everything is as the run was configured; with it, the model must be the same and
-data and evaluation are those of the file. The results of each sample go to OUTPUT/samples; the same
-command after a kill goes on where it stopped. Several hosts: start the same command on each with
---distributed (see seem_jax/train.py); each answers its share of the samples.
+data and evaluation are those of the file; the tokenizer is the one beside the checkpoint. The results
+of each sample go to OUTPUT/samples; the same command after a kill goes on where it stopped. Several
+hosts: start the same command on each with --distributed (see seem_jax/train.py); each answers its share
+of the samples.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from collections.abc import Sequence
 import jax
 from absl import app, flags
 
-from seem_jax import checkpoint
+from seem_jax import checkpoint, kept_files
 from seem_jax.config import Config
 from seem_jax.config_checks import validate
 from seem_jax.config_flag import CONFIG, join_processes
@@ -61,6 +62,7 @@ def evaluate(
     """
     params, saved = checkpoint.restore_params(run, step)
     config = config or saved
+    config.data.tokenizer = str(kept_files.tokenizer(run, config))
     options = config.evaluation
     options.tasks = tuple(tasks) if tasks is not None else options.tasks
     options.calibrate = calibrate or options.calibrate

@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     add("images", nargs="+", metavar="INPUT", help="picture, folder of pictures, or video file")
     add("--checkpoint", required=True, metavar="DIR", help="work folder of a training run")
     add("--output", required=True, metavar="DIR", help="folder for the results")
-    add("--tokenizer", metavar="FILE", help="tokenizer model, where it is no longer as trained")
+    add("--tokenizer", metavar="FILE", help="instead of the one beside the checkpoint")
     asked = out.add_argument_group("prompts, all about one object")
     add = asked.add_argument
     add("--point", action="append", metavar="X,Y[,-]", help="click; with ,- on what it is not")

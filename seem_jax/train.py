@@ -28,7 +28,7 @@ import numpy as np
 from absl import app, flags, logging
 from jax.sharding import Mesh
 
-from seem_jax import name_templates, processes, sharding
+from seem_jax import kept_files, name_templates, processes, sharding
 from seem_jax.checkpoint import Checkpoints, restore_params
 from seem_jax.checkpoint_folder import differences
 from seem_jax.config import Config
@@ -113,6 +113,7 @@ def _train(config: Config, workdir: Path, watchdog: Watchdog) -> int:
         processes.agree("data", {"records and tokenizer": data.fingerprint}, limit)
         if jax.process_index() == 0:
             (workdir / "config.json").write_text(to_json(config))
+            kept_files.keep(workdir, config)
         devices = f"{mesh.size} {jax.devices()[0].device_kind} devices, mesh {dict(mesh.shape)}"
         _say(f"training {config.name} in {workdir} on {devices}")
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from seem_jax import checkpoint
+from seem_jax import checkpoint, kept_files
 from seem_jax.convert import recognise, safetensors_file, work_folder
 from seem_jax.convert.official_file import read_state
 from seem_jax.convert.rules import HEAD, SEEM_ONLY, XDECODER_ONLY, official_state
@@ -101,7 +101,17 @@ def test_training_states_and_their_prefixes_are_recognised(tmp_path, official, p
 def test_there_and_back_gives_the_same_bits(tmp_path, official):
     config = tiny_config()
     path = weight_files.save(tmp_path / "seem.pt", official)
+    config.data.tokenizer = str(path)  # any file: it is copied as it is
     report = work_folder.convert(read_state(path), config, tmp_path / "work")
+    assert (tmp_path / "work" / "tokenizer.model").read_bytes() == path.read_bytes()
+    names, num_things = kept_files.classes(tmp_path / "work", config)
+    assert (names[0], names[79], names[80], names[132]) == (
+        "person",
+        "toothbrush",
+        "banner",
+        "rug-merged",
+    )
+    assert (len(names), num_things) == (133, 80)
     assert report.left_out == ["criterion.empty_weight", "dilation_kernel"]
     assert not report.fresh
     params, saved = checkpoint.restore_params(tmp_path / "work")

@@ -17,7 +17,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from data_prep import coco, davis, refcoco
-from seem_jax.data.catalog import open_split
+from seem_jax.convert import coco_names
+from seem_jax.data.catalog import classes_path, open_split
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = ROOT.parent / "shared" / "samples"
@@ -77,6 +78,13 @@ def test_classes_are_in_the_official_order(records):
     assert split.class_names == [row["name"] for row in rows]
     assert split.category_ids == [row["id"] for row in rows]
     assert split.num_things == 80
+
+
+@needs_samples
+def test_official_weights_come_with_the_names_of_this_data_set(records):
+    """Those that seem_jax.convert writes where no data set is here."""
+    found = json.loads(classes_path(records, "coco_panoptic:val").read_text())
+    assert found | coco_names.classes() == found
 
 
 @needs_samples

@@ -50,6 +50,13 @@ def test_a_given_configuration_chooses_the_data_but_not_the_model(stubs, tmp_pat
         command.evaluate("run", str(tmp_path), config, None)
 
 
+def test_the_tokenizer_is_the_one_beside_the_checkpoint(stubs, tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(b"words")
+    for config in (None, tiny_config()):
+        command.evaluate(str(tmp_path), str(tmp_path / "new"), config, None)
+        assert stubs.pop().data.tokenizer == str(tmp_path / "tokenizer.model")
+
+
 def test_a_missing_checkpoint_is_one_line_on_the_terminal(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "seem_jax.evaluate", "--checkpoint", str(tmp_path), "--output=x"],

@@ -197,6 +197,20 @@ def test_the_example_beside_the_programs_cuts_out_what_the_predictor_does(predic
     assert (got == want).mean() > 0.95
 
 
+def test_the_tokenizer_beside_the_checkpoint_is_exported(predictor, tmp_path, monkeypatch):
+    (tmp_path / "tokenizer.model").write_bytes(b"words")
+    exported = []
+
+    def export_model(predictor, output, *, tokenizer):
+        exported.append(tokenizer)
+        return tmp_path
+
+    monkeypatch.setattr(command.Predictor, "from_checkpoint", lambda *_, **__: predictor)
+    monkeypatch.setattr(command, "export_model", export_model)
+    assert command.main([f"--checkpoint={tmp_path}", f"--output={tmp_path / 'out'}"]) == 0
+    assert exported == [tmp_path / "tokenizer.model"]
+
+
 def test_an_existing_folder_and_bad_checkpoints_are_refused(predictor, folder, tmp_path, capsys):
     with pytest.raises(ValueError, match=r"output = .* exists"):
         export_model(predictor, folder)

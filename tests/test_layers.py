@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "processes": BASE,
     "manifest": set(),
     "checkpoint_folder": {"config_files", "manifest", "processes", *BASE},
+    "kept_files": {"data", *BASE},
     "checkpoint": {"config_files", "checkpoint_folder", "manifest", "processes", *BASE},
     "training": {
         "models",
@@ -43,6 +44,7 @@ MAY_IMPORT = {
         "postprocess",
         "interaction",
         "checkpoint",
+        "kept_files",
         "image",
         "data",
         "demo",  # pictures of results

@@ -5,15 +5,16 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 from jax import monitoring
 
-from seem_jax import postprocess
+from seem_jax import kept_files, postprocess
+from seem_jax.data import catalog
 from seem_jax.predictor import Predictor, Prompts, Reference, everything, results
-from seem_jax.predictor.predictor import default_classes
 from seem_jax.predictor.programs import MAX_ANSWERS
 from tests.predictor_support import CLASSES, picture, same, tiny_predictor
 
@@ -306,9 +307,38 @@ def test_a_checkpoint_becomes_a_predictor(predictor, tmp_path):
     same(restored.predict(points=[[20, 20]]), predictor.predict(points=[[20, 20]]))
     with pytest.raises(ValueError, match="classes is missing"):
         restored.panoptic()
-    folder = tmp_path / "shapes_panoptic" / "1.0.0"
-    folder.mkdir(parents=True)
-    (folder / "classes.json").write_text(json.dumps({"names": ["a", "b"], "num_things": 1}))
-    assert default_classes(config) == (("a", "b"), 1)
     with pytest.raises(ValueError, match="no checkpoint"):
         seem_jax.Predictor.from_checkpoint(tmp_path / "nowhere")
+
+
+def test_a_moved_work_folder_needs_no_data_set(predictor, tmp_path):
+    from data_prep.tokenizer import train_tokenizer
+    from seem_jax.checkpoint import save_params
+
+    config = copy.deepcopy(predictor.config)
+    data, run, moved = tmp_path / "data", tmp_path / "run", tmp_path / "elsewhere" / "model"
+    config.data.root, config.data.tokenizer = str(data), str(data / "words.model")
+    vocabulary = catalog.classes_path(data, config.data.train[0])
+    vocabulary.parent.mkdir(parents=True)
+    vocabulary.write_text(json.dumps({"names": ["disc", "bar", "sky"], "num_things": 2}))
+    texts = [f"the {colour} {kind}" for colour in ("red", "blue") for kind in ("disc", "bar")]
+    train_tokenizer(texts, data / "words.model", 48)
+    save_params(run, jax.device_get(predictor.params), config)
+    with_data = Predictor.from_checkpoint(run)
+    kept_files.keep(run, config)
+    moved.parent.mkdir()
+    run.rename(moved)
+    shutil.rmtree(data)
+
+    without = Predictor.from_checkpoint(moved)
+    assert without.classes == with_data.classes == ("disc", "bar", "sky")
+    assert without.naming.num_things == with_data.naming.num_things == 2
+    for each in (with_data, without):
+        each.texts.programs = each.programs = predictor.programs  # compiled already
+        each.naming.programs = each.decoding.programs = predictor.programs
+        each.set_image(picture())
+    same(without.predict(text="the red disc"), with_data.predict(text="the red disc"))
+    assert without.panoptic().classes == ("disc", "bar", "sky")
+    (moved / "classes.json").write_text("[")
+    with pytest.raises(ValueError, match=r"elsewhere/model/classes.json is damaged"):
+        Predictor.from_checkpoint(moved)

@@ -143,10 +143,19 @@ def search(number: int):
 
 
 random_questions = given(questions(), questions(), st.integers(1, MAX_ANSWERS))
-test_random_questions_are_answered_soundly = search(100)(random_questions(check))
-test_ten_thousand_random_questions_are = pytest.mark.slow(
-    search(10_000)(random_questions(lambda question, mate, top_k: check(question, mate, top_k)))
-)
+
+
+@search(100)
+@random_questions
+def test_random_questions_are_answered_soundly(question, mate, top_k):
+    check(question, mate, top_k)
+
+
+@pytest.mark.slow
+@search(10_000)
+@random_questions
+def test_ten_thousand_random_questions_are(question, mate, top_k):
+    check(question, mate, top_k)
 
 
 def request(made, turn: int, rng: np.random.Generator) -> None:

@@ -199,3 +199,8 @@ def test_the_tour_runs_with_the_model_of_the_quickstart_and_trains(folder):
         assert (folder / "runs/mine/checkpoints").is_dir()
 
     tour(really, slow=True)
+    for name, source in (
+        ("tokenizer.model", "data/shapes/records/tokenizer.model"),
+        ("classes.json", "mine/records/custom/1.0.0/classes.json"),
+    ):
+        assert Path("runs/mine", name).read_bytes() == Path(source).read_bytes()

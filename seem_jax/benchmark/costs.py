@@ -50,7 +50,8 @@ def loop_flop(jaxpr) -> float:
 def product_flop(jaxpr, *, every_turn: bool = True) -> float:
     """Operations of the matrix products and convolutions of a traced program.
 
-    A loop of unknown length (`while`) counts once; others once, or `every_turn`.
+    A loop of unknown length (`while`) counts once; others once, or `every_turn`. Of what depends on
+    the platform the part for the default device counts.
     """
     total = 0.0
     for equation in jaxpr.eqns:
@@ -74,6 +75,9 @@ def product_flop(jaxpr, *, every_turn: bool = True) -> float:
 
 def _inner(equation) -> list:
     """The programs inside an equation: bodies of loops, branches, calls."""
+    if platforms := equation.params.get("branches_platforms"):
+        own = [p is None or jax.default_backend() in p for p in platforms]  # None: any other
+        return [equation.params["branches"][own.index(True)].jaxpr]
     found = []
     for value in equation.params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):

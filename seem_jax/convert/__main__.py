@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 
 from absl import app, flags
 
@@ -36,6 +37,7 @@ def run(source: str, output: str) -> None:
     begin = time.perf_counter()
     # A hostile file is refused here, before the second that importing JAX takes.
     state = read_state(source)
+    from seem_jax import kept_files
     from seem_jax.convert import work_folder
 
     try:
@@ -53,6 +55,12 @@ def run(source: str, output: str) -> None:
         f"wrote {report.num_parameters / 1e6:.2f} M parameters to {output} "
         f"in {time.perf_counter() - begin:.0f} s"
     )
+    kept = Path(output) / kept_files.TOKENIZER
+    if not kept.is_file():
+        print(
+            f"the tokenizer is missing: there was none at {CONFIG.value.data.tokenizer}. Bring it with\n"
+            f"  python -m data_prep.tokenizer --clip=bpe_simple_vocab_16e6.txt.gz --output={kept}"
+        )
 
 
 def main(argv: list[str]) -> int:

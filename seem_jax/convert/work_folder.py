@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 from pathlib import Path
@@ -12,10 +13,10 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from seem_jax import checkpoint
+from seem_jax import checkpoint, kept_files
 from seem_jax.config import Config
 from seem_jax.config_checks import validate
-from seem_jax.convert import recognise, safetensors_file
+from seem_jax.convert import coco_names, recognise, safetensors_file
 from seem_jax.convert.rules import (
     BUFFERS,
     HEAD,
@@ -51,8 +52,9 @@ class Report:
 def convert(state: State, config: Config, output: str | Path) -> Report:
     """Writes the parameters of an official state dict to a new work folder `output`.
 
-    `checkpoint.restore_params(output)` reads it. Empties `state`, so that the memory is free for
-    writing. An X-Decoder file gives a start for training: what SEEM adds is initialised with
+    `checkpoint.restore_params(output)` reads it; tokenizer and class names lie beside them where the
+    configuration's data set is here, else the names of COCO alone. Empties `state`, so that the memory
+    is free for writing. An X-Decoder file gives a start for training: what SEEM adds is initialised with
     config.seed. ValueError, and nothing at `output`, when the state is of
     another model than `config`, is incomplete, holds anything unknown or has values that are not finite.
     """
@@ -168,6 +170,9 @@ def _write(output: str | Path, params: dict, config: Config) -> None:
     aside = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
         checkpoint.save_params(aside, params, config)
+        kept_files.keep(aside, config)
+        if not (aside / kept_files.CLASSES).is_file():  # no data set is here
+            (aside / kept_files.CLASSES).write_text(json.dumps(coco_names.classes()))
         _need_free(output)
         os.rename(aside, output)
     finally:

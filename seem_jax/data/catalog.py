@@ -45,6 +45,11 @@ class Split:
             raise ValueError(f"{self.name}:{self.split}, record {item}: {error}") from error
 
 
+def classes_path(root: str | Path, spec: str) -> Path:
+    """Where the class names of the data set of a split lie: names, num_things, category_ids."""
+    return Path(root) / spec.partition(":")[0] / VERSION / "classes.json"
+
+
 def open_split(root: str | Path, spec: str) -> Split:
     """The split named `spec`, as "shapes_panoptic:train", of the data sets below `root`.
 
@@ -55,8 +60,8 @@ def open_split(root: str | Path, spec: str) -> Split:
     if not colon or not name or not split:
         raise ValueError(f"data set {spec!r}: expected 'name:split', as 'shapes_panoptic:train'.")
     directory = Path(root) / name / VERSION
-    info_path, classes_path = directory / "dataset_info.json", directory / "classes.json"
-    for path in (info_path, classes_path):
+    info_path, names_path = directory / "dataset_info.json", classes_path(root, spec)
+    for path in (info_path, names_path):
         if not path.is_file():
             raise ValueError(
                 f"data set {name!r} is not (completely) in {root}: there is no {path}. "
@@ -80,10 +85,10 @@ def open_split(root: str | Path, spec: str) -> Split:
             f"{info_path} lists {len(lengths[split])} shards of {split!r}; there are {len(counts)}. "
             f"{_command(name, root)}"
         )
-    classes = _read_json(classes_path)
+    classes = _read_json(names_path)
     if len(classes["names"]) != len(classes["category_ids"]):
         raise ValueError(
-            f"{classes_path} has {len(classes['names'])} names and {len(classes['category_ids'])} "
+            f"{names_path} has {len(classes['names'])} names and {len(classes['category_ids'])} "
             f"category_ids; expected as many. {_command(name, root)}"
         )
     return Split(

@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add, limits = out.add_argument, Limits()
     add("--checkpoint", default=DEFAULT, metavar="DIR", help=f"work folder of a run ({DEFAULT})")
-    add("--tokenizer", metavar="FILE", help="tokenizer model, where it is no longer as trained")
+    add("--tokenizer", metavar="FILE", help="instead of the one beside the checkpoint")
     add("--port", type=int, default=7860, help="port on 127.0.0.1 (7860)")
     add("--max-megabytes", type=float, default=limits.megabytes, help="of a picture as a file (32)")
     add("--max-megapixels", type=float, default=limits.megapixels, help="of a picture (24)")

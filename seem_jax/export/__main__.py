@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from seem_jax import kept_files
 from seem_jax.export.folder import export_model
 from seem_jax.predictor import Predictor
 
@@ -24,14 +25,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="DIR", help="work folder of a training run")
     add("--output", required=True, metavar="DIR", help="new folder for the exported model")
-    add("--tokenizer", metavar="FILE", help="tokenizer model, where it is no longer as trained")
+    add("--tokenizer", metavar="FILE", help="instead of the one beside the checkpoint")
     add("--image-size", type=int, metavar="PIXELS", help="side of the square (as evaluated)")
     options = parser.parse_args(argv)
     try:
         predictor = Predictor.from_checkpoint(
             options.checkpoint, tokenizer=options.tokenizer, image_size=options.image_size
         )
-        tokenizer = options.tokenizer or predictor.config.data.tokenizer
+        tokenizer = options.tokenizer or kept_files.tokenizer(options.checkpoint, predictor.config)
         folder = export_model(predictor, options.output, tokenizer=tokenizer)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -16,29 +16,28 @@ def convolve(x, kernel, *, implementation: str | None = None):
     x is float [B, H, W, C]; kernel is float [3, 3, C, D] of the same dtype. "direct" is the
     convolution of XLA and defines the result; "shifted" adds up nine matrix products; "winograd"
     (Lavin and Gray 2016, arXiv 1509.09308, F(4x4, 3x3)) needs 2.25 products a pixel instead of 9, and
-    H and W that are multiples of 4; its gradient is that of "direct". None takes what `choose` says.
-    Raises ValueError for an unknown implementation and for shapes that do not fit.
+    H and W that are multiples of 4; its gradient is that of "direct". None takes "winograd" on a CPU
+    where that pays and "direct" elsewhere, chosen when the program is lowered, so that one export holds
+    both. Raises ValueError for an unknown implementation and for shapes that do not fit.
     """
     if x.ndim != 4 or kernel.shape[:3] != (3, 3, x.shape[-1]):
         raise ValueError(
             f"convolution of {x.shape} with a kernel {kernel.shape}: expected [B, H, W, C] and "
             "[3, 3, C, D]."
         )
-    name = implementation or choose(x, kernel)
+    if implementation is None and _winograd_pays(x, kernel):
+        return _winograd_on_cpu(x, kernel)
+    name = implementation or "direct"
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"unknown implementation {name!r}; choose from {sorted(IMPLEMENTATIONS)}.")
     return IMPLEMENTATIONS[name](x, kernel)
 
 
-def choose(x, kernel) -> str:
-    """The implementation for these shapes on the default device.
-
-    "winograd" on CPU in float32, where maps and kernels are large enough for its sums to pay; half
-    precision is too coarse for its factors.
-    """
-    pays = min(kernel.shape[2:]) >= WIDE and x.shape[1] * x.shape[2] >= LARGE
-    fits = x.shape[1] % TILE == 0 and x.shape[2] % TILE == 0 and x.dtype == jnp.float32
-    return "winograd" if jax.default_backend() == "cpu" and pays and fits else "direct"
+def _winograd_pays(x, kernel) -> bool:
+    """Whether a CPU should take "winograd": in float32, where maps and kernels are large enough for its
+    sums to pay; half precision is too coarse for its factors."""
+    large = min(kernel.shape[2:]) >= WIDE and x.shape[1] * x.shape[2] >= LARGE
+    return large and not (x.shape[1] % TILE or x.shape[2] % TILE) and x.dtype == jnp.float32
 
 
 def _direct(x, kernel):
@@ -87,7 +86,6 @@ REACH = len(FROM_INPUT)  # pixels that a tile reads in each direction
 BAND = 4096  # tiles whose products are held at once: those of a map of 256 x 256 pixels
 
 
-@jax.custom_vjp
 def _winograd(x, kernel):
     b, h, w, _ = x.shape
     if h % TILE or w % TILE:
@@ -134,17 +132,6 @@ def _rows_of_a_band(rows: int, tiles_per_row: int) -> int:
     return max(fitting, default=1)
 
 
-def _winograd_forward(x, kernel):
-    return _winograd(x, kernel), (x, kernel)
-
-
-def _winograd_backward(saved, gradient):
-    return jax.vjp(_direct, *saved)[1](gradient)
-
-
-_winograd.defvjp(_winograd_forward, _winograd_backward)
-
-
 def _mix(matrix, parts):
     """The sums of the parts that the rows of a small matrix ask for; its zeros cost nothing."""
     return [
@@ -153,4 +140,23 @@ def _mix(matrix, parts):
     ]
 
 
-IMPLEMENTATIONS = {"direct": _direct, "shifted": _shifted, "winograd": _winograd}
+def _with_gradient_of_direct(compute):
+    """A function with the values of `compute` and the gradient of the definition."""
+    function = jax.custom_vjp(compute)
+    function.defvjp(
+        lambda x, kernel: (compute(x, kernel), (x, kernel)),
+        lambda given, gradient: jax.vjp(_direct, *given)[1](gradient),
+    )
+    return function
+
+
+@_with_gradient_of_direct
+def _winograd_on_cpu(x, kernel):
+    return jax.lax.platform_dependent(x, kernel, cpu=_winograd, default=_direct)
+
+
+IMPLEMENTATIONS = {
+    "direct": _direct,
+    "shifted": _shifted,
+    "winograd": _with_gradient_of_direct(_winograd),
+}

@@ -35,8 +35,8 @@ class Naming:
         if classes is None and stuff is None:
             if not self.classes:
                 raise ValueError(
-                    "classes is missing: this checkpoint's data set is not here to name them; give "
-                    "a list of names."
+                    "classes is missing: neither beside this checkpoint nor with its data set are any "
+                    "names; give a list of them."
                 )
             return self.classes, self.num_things
         things = () if classes is None else checks.classes(classes)

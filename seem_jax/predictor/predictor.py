@@ -22,7 +22,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from seem_jax import checkpoint
+from seem_jax import checkpoint, kept_files
 from seem_jax.config import Config
 from seem_jax.data import transforms
 from seem_jax.models.language.tokenizer import Tokenizer
@@ -36,7 +36,7 @@ from seem_jax.predictor.reference import Reference
 from seem_jax.predictor.results import PanopticPrediction, Prediction, SemanticPrediction
 from seem_jax.predictor.selection import select
 from seem_jax.predictor.session import Session, SessionPool, answer_sessions
-from seem_jax.predictor.texts import Texts, default_classes
+from seem_jax.predictor.texts import Texts
 
 ROWS_TOGETHER = 8  # questions of one decoder call on an accelerator
 Asked = Prompts | Sequence[Prompts]
@@ -90,16 +90,17 @@ class Predictor:
     ) -> Predictor:
         """The predictor of a run's newest good checkpoint, or of one step.
 
-        The tokenizer and the default vocabulary are those of the run's data set where they are
-        still there; give `tokenizer` where it moved. The embeddings of a vocabulary are kept in
-        DIRECTORY/class_tables for the next process. Raises ValueError where something is missing.
+        The tokenizer and the default vocabulary lie beside the checkpoint (`kept_files`); those of
+        the run's data set serve where they do not, and `tokenizer` comes before both. The embeddings
+        of a vocabulary are kept in DIRECTORY/class_tables for the next process. Raises ValueError
+        where something is missing.
         """
         params, config = checkpoint.restore_params(directory, step)
-        classes, num_things = default_classes(config)
+        classes, num_things = kept_files.classes(directory, config)
         predictor = cls(
             params,
             config,
-            Tokenizer(tokenizer or config.data.tokenizer),
+            Tokenizer(tokenizer or kept_files.tokenizer(directory, config)),
             classes=classes,
             num_things=num_things,
             image_size=image_size,

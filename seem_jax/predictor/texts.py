@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import collections
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
 
 from seem_jax import name_templates
 from seem_jax.config import Config
-from seem_jax.data import catalog
 from seem_jax.models.language.class_names import ClassTables
 from seem_jax.models.language.tokenizer import Tokenizer
 from seem_jax.predictor.programs import Phrase, Programs
@@ -64,14 +61,3 @@ class Texts:
             )
         self.tokens([t.format(name) for name in said for t in self.templates], "classes")
         return self.tables.table(self.params, names, self.templates)
-
-
-def default_classes(config: Config) -> tuple[tuple[str, ...], int]:
-    """(class names, number of things) of the first training set; no names where it is not here."""
-    name = config.data.train[0].partition(":")[0]
-    path = Path(config.data.root) / name / catalog.VERSION / "classes.json"
-    try:
-        classes = json.loads(path.read_text())
-        return tuple(map(str, classes["names"])), int(classes["num_things"])
-    except (OSError, ValueError, KeyError):
-        return (), 0
