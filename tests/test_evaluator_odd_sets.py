@@ -47,7 +47,15 @@ def test_a_set_without_stuff_and_answers_without_a_segment_have_numbers(setting,
     config.evaluation.object_threshold = 1.0  # nothing is surer than that
     got = evaluator.run(Oracle(), params, config, workdir=tmp_path / "nothing")
     assert got["panoptic/pq"] == got["panoptic/rq"] == 0
-    undefined = ("ece", "risk", "temperature", "ece_before", "ece_after", "risk_after")
+    undefined = (
+        "ece",
+        "risk",
+        "temperature",
+        "ece_before",
+        "ece_after",
+        "nll_after",
+        "ece_perfect",
+    )
     assert all(math.isnan(got[f"panoptic/{key}"]) for key in undefined)
     report.write(tmp_path / "nothing", config, got)  # NaN everywhere is no reason to fail
     assert "&ndash;" in (tmp_path / "nothing" / "report.html").read_text()
