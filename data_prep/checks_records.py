@@ -13,9 +13,10 @@ from pycocotools import mask as coco_mask
 
 from data_prep.faults import Fault, image_faults, repeated, text_problem
 from seem_jax.data import schema
-from seem_jax.data.tfrecord import TFRecordSource, fits, index_path, read_index
+from seem_jax.data.tfrecord import REPAIR, TFRecordSource, fits, index_path, read_index
 from seem_jax.image import decode_index_png
 
+CONVERT = "Run the converter again; it writes only what is missing."
 AGAIN = "Remove the file and run the converter again; it writes only what is missing."
 CORRECT = "Correct the source and convert the data set again."
 SHARD = re.compile(r"(.+)-([^-]+)\.tfrecord-(\d{5})-of-(\d{5})")
@@ -53,7 +54,7 @@ def _class_faults(path: Path) -> tuple[list[Fault], int | None]:
         names, ids = list(classes["names"]), list(classes["category_ids"])
         num_things = int(classes["num_things"])
     except FileNotFoundError:
-        return [Fault(str(path), "", "", "the file does not exist", AGAIN)], None
+        return [Fault(str(path), "", "", "the file does not exist", CONVERT)], None
     except (KeyError, TypeError, ValueError) as error:
         return [
             Fault(str(path), "", "", f"not as the converter writes it ({error!r})", AGAIN)
@@ -79,7 +80,7 @@ def _info(path: Path) -> tuple[dict[str, list[int]], list[Fault]]:
             entry["name"]: [int(n) for n in entry["shardLengths"]] for entry in info["splits"]
         }, []
     except FileNotFoundError:
-        return {}, [Fault(str(path), "", "", "the file does not exist", AGAIN)]
+        return {}, [Fault(str(path), "", "", "the file does not exist", CONVERT)]
     except (KeyError, TypeError, ValueError) as error:
         return {}, [Fault(str(path), "", "splits", f"not as TFDS writes it ({error!r})", AGAIN)]
 
@@ -100,7 +101,7 @@ def _shard_faults(
     for number in range(total):
         if number not in present:
             text = f"shard {number} of {total} of split {split!r} is missing"
-            yield Fault(str(directory), f"shard {number}", split, text, AGAIN)
+            yield Fault(str(directory), f"shard {number}", split, text, CONVERT)
     contents: dict[bytes, Path] = {}
     for path, (number, _) in shards.items():
         try:
@@ -115,7 +116,8 @@ def _shard_faults(
         try:
             index = read_index(path)
         except ValueError as error:
-            yield Fault(str(path), _record_in(str(error)), "", f"{error}", AGAIN)
+            text = str(error).removesuffix(f". {REPAIR}")
+            yield Fault(str(path), _record_in(text), "", text, AGAIN)
             continue
         if lengths is not None and number < len(lengths) and len(index) != lengths[number]:
             text = f"{len(index)} records, {lengths[number]} in dataset_info.json"
@@ -146,7 +148,8 @@ def _record_faults(path: Path, num_classes: int | None) -> list[Fault]:
             record = schema.parse(source[number])
         except ValueError as error:
             field = re.search(r"field '(\w+)'", str(error))
-            faults.append(Fault(*where, field[1] if field else "", str(error), AGAIN))
+            text = str(error).removesuffix(f". {REPAIR}")
+            faults.append(Fault(*where, field[1] if field else "", text, AGAIN))
             continue
         where = str(path), f"record {number} ({record.file_name})"
         found = [Fault(*where, name, text, CORRECT) for name, text in schema.problems(record)]

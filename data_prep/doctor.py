@@ -4,8 +4,14 @@
     python -m data_prep.doctor --input data/coco/records
 
 Looks into every file: images are decoded, checksums computed, polygons and run-length codes read.
-Raw layouts: COCO (panoptic, instances, captions), REFER, VOC, SBD, DAVIS, and those of
-data_prep/custom.py. Ends with exit status 1 when there are faults.
+Raw layouts, and the files below --input that they are known by:
+    COCO     annotations/panoptic_*.json, instances_*.json, captions_*.json; */*.coco.json
+    REFER    refs(*).p beside instances.json, in a folder of its own or not
+    VOC      SegmentationObject/
+    SBD      inst/
+    DAVIS    ImageSets/ and JPEGImages/480p/
+    one's own, as data_prep/custom.py reads them: labels/ or masks/ beside images/, LabelMe *.json
+Ends with exit status 1 when there are faults.
 """
 
 from __future__ import annotations
@@ -55,7 +61,10 @@ def examine(source: Path, processes: int = 1) -> list[Fault]:
         if folder == source and any("refs(" not in name for name in names):
             break  # its folders are parts of the set
     if not kinds:
-        raise MissingInputError(f"{source} holds no data set of a known layout.")
+        raise MissingInputError(
+            f"{source} holds no data set of a known layout: there is no <name>/<version>/"
+            "dataset_info.json (records), and none of the files below."
+        )
     print("Checking " + ", ".join(kinds))
     chunks = [jobs[start : start + CHUNK] for start in range(0, len(jobs), CHUNK)]
     with tqdm.tqdm(total=len(jobs), desc="files") as bar:

@@ -158,7 +158,10 @@ def main() -> None:
     with message_only(__doc__):
         folders = converted_sets(args.input)
         if not folders:
-            raise MissingInputError(f"{args.input} holds no converted data set.")
+            raise MissingInputError(
+                f"{args.input} holds no converted data set: there is no dataset_info.json in it, in "
+                "<name>/<version>/ or in <version>/. The programs of data_prep write it."
+            )
         for folder in folders:
             names = {path.name.split(".tfrecord-")[0] for path in folder.glob("*.tfrecord-*")}
             for name in sorted(names):

@@ -324,11 +324,13 @@ def restore_params(workdir: str | Path, step: int | None = None) -> tuple[dict, 
     directory = Path(workdir).absolute() / "checkpoints"
     step = newest_good_step(directory, READ_SECONDS, move=False) if step is None else step
     path = directory / "steps" / str(step)
-    if step is None or not path.is_dir():
+    if step is None:
         raise ValueError(
-            f"no checkpoint {'' if step is None else f'of step {step} '}in {directory}: give --workdir"
-            " of a training run (python -m seem_jax.train writes one every config.checkpoint_every)."
+            f"no checkpoint in {directory}: expected the work folder of a training run (python -m "
+            "seem_jax.train writes a checkpoint every config.checkpoint_every steps) or of a conversion."
         )
+    if not path.is_dir():
+        raise ValueError(f"no checkpoint of step {step} in {directory}: it has {steps(directory)}.")
     if reason := problem(path):
         raise ValueError(f"{reason}; take another step.")
     params = _restore_here(path / "params")

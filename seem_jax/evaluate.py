@@ -28,7 +28,7 @@ import sys
 from collections.abc import Sequence
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 
 from seem_jax import checkpoint, kept_files
 from seem_jax.config import Config
@@ -85,6 +85,8 @@ def evaluate(
 def main(argv: list[str]) -> int:
     if argv[1:]:
         raise app.UsageError(f"unknown arguments {argv[1:]}")
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # Orbax reports every file otherwise
     try:
         join_processes()
         numbers = evaluate(

@@ -14,7 +14,7 @@ import jax
 
 from seem_jax.evaluation import evaluator
 from seem_jax.evaluation.tasks import base
-from tests import test_evaluator
+from tests import evaluation_support
 from tests.fakes import tiny_config
 
 TASKS = ("panoptic", "referring", "interactive", "video")
@@ -26,15 +26,15 @@ def main(workdir: str, num_processes: str, process: str, port: str) -> None:
         jax.distributed.initialize(f"localhost:{port}", int(num_processes), int(process))
     frames = [(name, *size) for name, (n, size) in SEQUENCES.items() for _ in range(n)]
     records = [
-        dataclasses.replace(test_evaluator.record(k, *size, 8), sequence=name, frame=k)
+        dataclasses.replace(evaluation_support.record(k, *size, 8), sequence=name, frame=k)
         for k, (name, *size) in enumerate(frames)
     ]
-    base.catalog.open_split = lambda root, name: test_evaluator.FakeSplit(records)
-    base.Tokenizer = test_evaluator.FakeTokenizer
-    config = test_evaluator.only(tiny_config(), *TASKS, max_images=0, max_clicks=3)
+    base.catalog.open_split = lambda root, name: evaluation_support.FakeSplit(records)
+    base.Tokenizer = evaluation_support.FakeTokenizer
+    config = evaluation_support.only(tiny_config(), *TASKS, max_images=0, max_clicks=3)
     config.data.referring_unseen_eval = ""
     config.evaluation.object_threshold = 0.0  # an untrained model is never sure
-    model, params = test_evaluator.untrained(config)
+    model, params = evaluation_support.untrained(config)
     numbers = evaluator.run(model, params, config, workdir=workdir)
     (Path(workdir) / f"numbers{process}.json").write_text(json.dumps(numbers))
 

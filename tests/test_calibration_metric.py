@@ -38,6 +38,15 @@ def test_the_error_is_the_weighted_distance_of_the_bins():
     assert calibration.calibration_error(confidence, correct) == pytest.approx(want)
 
 
+def test_perfect_scores_have_an_error_that_falls_with_their_number():
+    rng = np.random.default_rng(1)
+    confidence = rng.uniform(0.5, 1, 10_000)
+    few, many = (calibration.error_of_perfect_scores(confidence[:n]) for n in (100, 10_000))
+    assert 0.05 < few < 0.15 and many == pytest.approx(few / 10, rel=0.2)
+    lucky = calibration.calibration_error(confidence, rng.random(10_000) < confidence)
+    assert lucky == pytest.approx(many, rel=0.6)
+
+
 def test_equal_confidences_come_in_together():
     curve = calibration.risk_coverage(
         np.array([0.9, 0.9, 0.5, 0.2]), np.array([True, False, True, False])
@@ -50,6 +59,8 @@ def test_nothing_to_measure_is_nan():
     none = np.zeros(0)
     assert math.isnan(calibration.calibration_error(none, none))
     assert math.isnan(calibration.fit_temperature(np.zeros((0, 3)), np.zeros(0, int)))
+    assert math.isnan(calibration.surprise(np.zeros(0), np.zeros(0, int), 1.0))
+    assert math.isnan(calibration.error_of_perfect_scores(none))
     curve = calibration.risk_coverage(none, none)
     assert curve.shape == (0, 2)
     assert math.isnan(calibration.area_under_risk(curve))

@@ -27,9 +27,9 @@ from seem_jax.evaluation.tasks import base
 from seem_jax.evaluation.tasks.base import Context
 from seem_jax.evaluation.tasks.clicks import Interactive
 from seem_jax.image import decode_image
+from tests.evaluation_support import FakeSplit, FakeTokenizer, Oracle, only, record, untrained
 from tests.fakes import tiny_config
 from tests.test_converters_sets import SAMPLES, labels, needs_samples, voc_folder
-from tests.test_evaluator import FakeSplit, FakeTokenizer, Oracle, only, record, untrained
 
 __all__ = ["voc_folder"]  # a fixture
 

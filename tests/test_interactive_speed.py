@@ -15,8 +15,8 @@ from seem_jax.benchmark import interactive as benchmark_interactive
 from seem_jax.evaluation.tasks import base
 from seem_jax.evaluation.tasks.base import Context
 from seem_jax.evaluation.tasks.clicks import Interactive
+from tests.evaluation_support import FakeSplit, FakeTokenizer, only, record, untrained
 from tests.fakes import tiny_config
-from tests.test_evaluator import FakeSplit, FakeTokenizer, only, record, untrained
 
 
 @pytest.fixture

@@ -149,10 +149,11 @@ def test_hosts_share_the_global_batch_of_one_host_in_order(hosts):
         assert_equal(batch, jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows))
 
 
-def test_resuming_at_any_step_gives_the_next_three_batches_bit_for_bit():
-    whole = batches_of(count=9)
+@pytest.mark.parametrize("steps", [6, pytest.param(20, marks=pytest.mark.slow)])
+def test_resuming_at_any_step_gives_the_next_three_batches_bit_for_bit(steps):
+    whole = batches_of(count=steps + 3)
     batches = pipeline.train_batches(CONFIG, FakeTokenizer(), templates=TEMPLATES, splits=[RECORDS])
-    for step in range(1, 7):
+    for step in range(1, steps + 1):
         next(batches)
         state = batches.get_state()
         assert state == {"step": step}

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 BINS = 15
+DRAWS = 200  # of imagined outcomes, for the error of perfect scores
 COLDEST, HOTTEST = 0.05, 20.0  # bounds of the temperature: perfect data would take it to 0
 
 
@@ -26,11 +27,9 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """
     if not len(labels):
         return math.nan
-    row = np.arange(len(labels))
 
     def loss(log_temperature: float) -> float:
-        right = probabilities(logits, math.exp(log_temperature))[row, labels]
-        return float(-np.log(np.maximum(right, 1e-300)).mean())
+        return surprise(logits, labels, math.exp(log_temperature))
 
     low, high = math.log(COLDEST), math.log(HOTTEST)
     while high - low > 1e-6:
@@ -40,6 +39,15 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         else:
             low += third
     return math.exp((low + high) / 2)
+
+
+def surprise(logits: np.ndarray, labels: np.ndarray, temperature: float) -> float:
+    """Mean negative log-likelihood of int [n] labels, nats: what the temperature makes small.
+    NaN without any."""
+    if not len(labels):
+        return math.nan
+    right = probabilities(logits, temperature)[np.arange(len(labels)), labels]
+    return float(-np.log(np.maximum(right, 1e-300)).mean())
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray) -> np.ndarray:
@@ -59,6 +67,14 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
     count, mean, share = reliability(confidence, correct).T
     filled = count > 0
     return float((count * np.abs(mean - share))[filled].sum() / count.sum())
+
+
+def error_of_perfect_scores(confidence: np.ndarray) -> float:
+    """The mean `calibration_error` that these confidences would have if each were right exactly as
+    often as it says: few segments scatter, so an error of this size is no fault. NaN without any."""
+    rng = np.random.default_rng(0)
+    chances = rng.random((DRAWS, len(confidence))) < confidence
+    return float(np.mean([calibration_error(confidence, correct) for correct in chances]))
 
 
 def halves(results: Sequence[Mapping]) -> list[tuple[np.ndarray, np.ndarray]]:

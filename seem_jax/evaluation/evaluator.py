@@ -1,7 +1,8 @@
 """Runs tasks over validation records: numbers, a result per sample, and a picture sheet each.
 
 Hosts share the batches of a split; whole batches, so that the numbers do not depend on how many
-hosts there are. What a killed run had finished is taken up again (results.py).
+hosts there are. What a killed run had answered is taken up again (results.py), also of the tasks that
+it had finished.
 """
 
 from __future__ import annotations
@@ -88,9 +89,12 @@ class Evaluator:
         params = self.context.place(params)
         weights = _digest(params)
         out: dict[str, float] = {}
+        stores = []
         for task in tasks:
             begin = time.perf_counter()
-            results = self._results(task, params, weights, Path(workdir), limit)
+            header = header_of(task, self.config, weights, limit)
+            stores.append(Store(Path(workdir) / "samples", _file_name(task), header))
+            results = self._results(task, params, stores[-1], limit)
             out |= {f"{task.name}/{key}": value for key, value in task.summary(results).items()}
             if jax.process_index() == 0:
                 self._sheet(task, params, results).save(
@@ -98,24 +102,24 @@ class Evaluator:
                 )
                 seconds = time.perf_counter() - begin
                 print(f"evaluated {task.name} on {task.split}: {seconds:.0f} s", flush=True)
+        for store in stores:
+            store.forget()
         return out
 
-    def _results(self, task: Task, params, weights: str, workdir: Path, limit: int) -> list[Result]:
-        """The results of all samples; those of an interrupted run with the same header are kept."""
+    def _results(self, task: Task, params, store: Store, limit: int) -> list[Result]:
+        """The results of all samples; those that the store has are not asked for again."""
         count = task.count()
         units = task.grouped(range(min(count, limit or count)))
-        header = header_of(task, self.config, weights, limit)
-        store = Store(workdir / "samples", _file_name(task), header)
         own = units[jax.process_index() :: jax.process_count()]
-        open_units = [unit for unit in own if not set(unit) <= set(store.done)]
-        shown = time.perf_counter()
-        for number, answers in enumerate(task.answers(params, open_units), 1):
-            new = [a.result for a in answers if a.result["sample"] not in store.done]
-            store.add(new)
+        still = ([sample for sample in unit if sample not in store.done] for unit in own)
+        open_units = [unit for unit in still if unit]
+        total, shown = sum(map(len, open_units)), time.perf_counter()
+        for answers in task.answers(params, open_units):
+            store.add([answer.result for answer in answers])
             self._alive()
             if jax.process_index() == 0 and time.perf_counter() - shown > PROGRESS_SECONDS:
                 shown = time.perf_counter()
-                print(f"  {task.name}: {number} of {len(open_units)} batches", flush=True)
+                print(f"  {task.name}: {store.new} of {total} samples", flush=True)
         return store.finish()
 
     def _sheet(self, task: Task, params, results: list[Result]) -> sheets.Sheet:
@@ -199,7 +203,7 @@ def versions() -> dict[str, str]:
 
 
 def ranked(results: Sequence[Result], number: int) -> dict[int, str]:
-    """sample -> "best", "median" or "worst", at most `number` in this order, equally many of each."""
+    """sample -> "best", "median" or "worst", at most `number` in this order, about equally many of each."""
     scored = sorted(
         (r for r in results if r["score"] is not None and math.isfinite(r["score"])),
         key=lambda r: (-r["score"], r["sample"]),
@@ -208,12 +212,12 @@ def ranked(results: Sequence[Result], number: int) -> dict[int, str]:
     if len(order) <= number:
         places = {0: "best", len(order) // 2: "median", len(order) - 1: "worst"}
         return {sample: places.get(k, "between") for k, sample in enumerate(order)}
-    third = max(1, number // 3)
-    middle = (len(order) - third) // 2
+    best, median, worst = (number + 2) // 3, number // 3, (number + 1) // 3
+    middle = (len(order) - median) // 2
     parts = (
-        ("best", order[:third]),
-        ("median", order[middle : middle + third]),
-        ("worst", order[-third:]),
+        ("best", order[:best]),
+        ("median", order[middle : middle + median]),
+        ("worst", order[len(order) - worst :]),
     )
     out: dict[int, str] = {}
     for rank, samples in parts:

@@ -1,7 +1,8 @@
 """Results sample by sample in a JSONL file: a killed evaluation goes on, hosts share their work.
 
-A run writes `<task>.part<host>.jsonl`, whose first line says what was evaluated, and renames the
-whole to `<task>.jsonl` at the end. Parts of a killed run with the same first line are taken up.
+A run writes `<task>.part<host>.jsonl`, whose first line says what was evaluated, and the whole as
+`<task>.jsonl` when the task is done. The parts stay until all tasks of the run are done; those of a
+killed run with the same first line are taken up.
 """
 
 from __future__ import annotations
@@ -26,26 +27,29 @@ class Store:
     """The results of one task in a folder; `done` holds what was found of an earlier run."""
 
     def __init__(self, folder: Path, task: str, header: dict[str, Any]):
-        self.final = folder / f"{task}.jsonl"
-        self.part = folder / f"{task}.part{jax.process_index()}.jsonl"
+        process, total = jax.process_index(), jax.process_count()
+        names = [folder / f"{task}.part{number}.jsonl" for number in range(total)]
+        self.final, self.part = folder / f"{task}.jsonl", names[process]
         self.header = header
         folder.mkdir(parents=True, exist_ok=True)
         parts = sorted(folder.glob(f"{task}.part*.jsonl"))
-        self.done = {r["sample"]: r for path in parts for r in _same_run(path, header)}
-        processes.meet(f"{task}: parts read", MEET_SECONDS)  # before any of them is replaced
-        if jax.process_index() == 0:
-            for path in parts:
-                path.unlink(missing_ok=True)
-        processes.meet(f"{task}: parts removed", MEET_SECONDS)
-        self.own: list[Result] = []
-        self._file = self.part.open("w")
-        self._write([header])
-        if jax.process_index() == 0:
-            self.add(list(self.done.values()))
+        found = [result for path in parts for result in _same_run(path, header)]
+        # Of all hosts, since each may have a disk of its own; and all have read before one writes.
+        self.done = {result["sample"]: result for result in _gather(found)}
+        self.own = list(self.done.values()) if process == 0 else []
+        self.new = 0  # results that this run has added
+        temporary = self.part.with_name(self.part.name + ".tmp")
+        self._file = temporary.open("w")
+        self._write([header, *self.own])
+        os.replace(temporary, self.part)  # a kill before this leaves the old parts
+        processes.meet(f"{task}: parts written", MEET_SECONDS)
+        for path in set(parts) - set(names):  # there were more hosts
+            path.unlink(missing_ok=True)
 
     def add(self, results: Sequence[Result]) -> None:
-        """Stores the results of one batch; they are on disk when this returns."""
+        """Stores some new results; they are on disk when this returns."""
         self.own += results
+        self.new += len(results)
         self._write(results)
 
     def finish(self) -> list[Result]:
@@ -59,8 +63,11 @@ class Store:
             temporary = self.final.with_name(self.final.name + ".tmp")
             temporary.write_text("".join(_line(entry) for entry in (self.header, *results)))
             os.replace(temporary, self.final)
-        self.part.unlink()
         return results
+
+    def forget(self) -> None:
+        """Removes this host's part: no run will go on from it."""
+        self.part.unlink()
 
     def _write(self, entries: Sequence[dict]) -> None:
         self._file.write("".join(_line(entry) for entry in entries))

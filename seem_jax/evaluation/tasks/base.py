@@ -53,7 +53,8 @@ class Task(Protocol):
         """The samples in units that are answered together; they depend on nothing else."""
 
     def answers(self, params, units: Sequence[list[int]]) -> Iterator[list[Answer]]:
-        """The answers of each unit. A result holds "sample", "name" and "score" (higher: better)."""
+        """The answers of the units, some at a time: what is given is saved, what is not is lost by a
+        kill. A result holds "sample", "name" and "score" (higher: better)."""
 
     def summary(self, results: Sequence[Result]) -> dict[str, float]:
         """The scores of all results."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
@@ -66,6 +67,8 @@ class Interactive:
         self.encode = context.encoder(self.sizing)
 
     def protocol(self) -> dict[str, Any]:
+        """Who clicks where and until when, what is clicked, and how images and masks are sized; the
+        official user and RITM's differ in all but the sizes."""
         options = self.options
         shared = {
             "max_clicks": self.max_clicks,
@@ -116,6 +119,8 @@ class Interactive:
         return self.context.grouped(self.data, samples, self.sizing, BATCHES_PER_UNIT)
 
     def answers(self, params, units) -> Iterator[list[Answer]]:
+        """The answers on images whose sessions have ended, as soon as they have: what is still open
+        fills at most the rows of the program."""
         size = self.context.config.evaluation.batch_size
         parts = [
             [list(unit[start : start + size]) for start in range(0, len(unit), size)]
@@ -125,9 +130,9 @@ class Interactive:
             self.data, [part for unit in parts for part in unit], self.sizing
         )
         for unit in parts:
-            yield self._unit(params, [next(stream) for _ in unit])
+            yield from self._unit(params, [next(stream) for _ in unit])
 
-    def _unit(self, params, batches: list[EvalBatch]) -> list[Answer]:
+    def _unit(self, params, batches: list[EvalBatch]) -> Iterator[list[Answer]]:
         samples = [sample for batch in batches for sample in batch.samples]
         records = [record for batch in batches for record in batch.records]
         things = [self._clickable(*one) for one in zip(samples, records, strict=True)]
@@ -136,13 +141,18 @@ class Interactive:
             for image, own in enumerate(things)
             for number, group in enumerate(self._groups(own))
         ]
-        self._play(params, items, self._rows(samples, batches, records), batches)
-        return [
-            self._answer(sample, record, own, [i for i in items if i.image == image])
-            for image, (sample, record, own) in enumerate(
-                zip(samples, records, things, strict=True)
-            )
-        ]
+        sessions_of = [[i for i in items if i.image == image] for image in range(len(records))]
+        left = collections.Counter(item.image for item in items)
+
+        def answered(images) -> list[Answer]:
+            return [self._answer(samples[k], records[k], things[k], sessions_of[k]) for k in images]
+
+        if nothing := [image for image, own in enumerate(sessions_of) if not own]:
+            yield answered(nothing)
+        for ended in self._play(params, items, self._rows(samples, batches, records), batches):
+            left.subtract(item.image for item in ended)
+            if done := sorted({item.image for item in ended if not left[item.image]}):
+                yield answered(done)
 
     def records_of(self, batch: EvalBatch) -> Iterator[Rows]:
         """What each session on the images of a batch is about, without the axis B; NumPy."""
@@ -181,6 +191,8 @@ class Interactive:
         )
 
         def one(item: Item) -> Rows:
+            """The objects of a session at model size, its truth at original size (int8, -1 where
+            nothing counts), and its first drawing; rows beyond its objects are empty."""
             k, num = item.image, len(item.objects)
             true = np.full((self.num, *plan.inside.shape[1:]), ritm.IGNORE, np.int8)
             cut = np.s_[: originals[k][0], : originals[k][1]]
@@ -205,8 +217,11 @@ class Interactive:
 
         return one
 
-    def _play(self, params, items: list[Item], rows, batches: list[EvalBatch]) -> None:
-        """Plays all sessions in the rows of one program; fills in their curves and ends."""
+    def _play(
+        self, params, items: list[Item], rows, batches: list[EvalBatch]
+    ) -> Iterator[list[Item]]:
+        """Plays all sessions in the rows of one program; gives those that have ended, with their
+        curves and ends filled in."""
         size = self.context.config.evaluation.batch_size
         waiting = list(items)
         table: list[Item | None] = [None] * size
@@ -231,7 +246,7 @@ class Interactive:
             state = self._idle(params, batch, features) if state is None else state
             leave = np.float32(LEAVE if waiting else 0.0)
             state = self.advance(params, leave, fresh, batch, features, state)
-            self._collect(table, state)
+            yield self._collect(table, state)
 
     def _idle(self, params, batch: Rows, features) -> State:
         """A state in which no session goes on."""
@@ -241,13 +256,17 @@ class Interactive:
         return sessions.idle(jax.eval_shape(begin, params, batch, features), self.max_clicks)
 
     @staticmethod
-    def _collect(table: list[Item | None], state: State) -> None:
+    def _collect(table: list[Item | None], state: State) -> list[Item]:
+        """The sessions that have ended; their rows become free."""
+        ended = []
         shown = jax.device_get(state.replace(tokens=None, marks=None, memory=None))
         for row, end in enumerate(unstack(shown, table)):
             if table[row] is not None and end.ended:
                 table[row].curves = end.iou
                 table[row].end = end if table[row].shown else None
+                ended.append(table[row])
                 table[row] = None
+        return ended
 
     def _stroke_points(self) -> int:
         return self.context.config.data.max_points // self.num

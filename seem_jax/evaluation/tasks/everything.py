@@ -207,16 +207,19 @@ class Panoptic(Everything):
 
     @staticmethod
     def _calibrated(results: Sequence[Result]) -> dict[str, float]:
-        """Temperature from the even samples; errors before and after it on the odd ones."""
+        """Temperature from the even samples; errors before and after it on the odd ones, and
+        ece_perfect, the error that perfect scores have on as many segments."""
         fitting, testing = calibration.halves(results)
         temperature = calibration.fit_temperature(*fitting)
         out = {"temperature": temperature, "calibration_segments": float(len(testing[1]))}
         for key, value in (("before", 1.0), ("after", temperature)):
             known = math.isfinite(value)
             believed = calibration.believed(*testing, value) if known else (np.zeros(0),) * 2
+            out[f"nll_{key}"] = calibration.surprise(*testing, value) if known else math.nan
             out[f"ece_{key}"] = 100 * calibration.calibration_error(*believed)
             curve = calibration.risk_coverage(*believed)
             out[f"risk_{key}"] = 100 * calibration.area_under_risk(curve)
+        out["ece_perfect"] = 100 * calibration.error_of_perfect_scores(believed[0])
         return out
 
 

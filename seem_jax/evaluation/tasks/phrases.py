@@ -58,6 +58,8 @@ class Referring:
         }
 
     def answers(self, params, units) -> Iterator[list[Answer]]:
+        """The answers of each unit, a batch of images, whose phrases are asked PHRASES_PER_CALL of
+        every image at a time, in every way. The first phrase of an image is kept for its picture."""
         for batch in self.context.batches(self.data, units, self.sizing):
             records = batch.records
             wanted = [self._wanted(record) for record in records]
