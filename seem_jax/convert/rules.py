@@ -302,8 +302,8 @@ def views(state: State, shapes: dict) -> dict[str, np.ndarray]:
     ]
     if problems:
         raise ValueError(
-            f"the official weights do not fit this model ({len(problems)} differences): they are not "
-            "whole, or of another configuration:\n  " + "\n  ".join(problems)
+            f"the official weights do not fit this model ({len(problems)} differences): the file is "
+            "incomplete, was changed, or is of another configuration:\n  " + "\n  ".join(problems)
         )
     return {path: given[path] for path in wanted}
 
