@@ -26,6 +26,7 @@ from tests.weight_files import StateDict, View
 
 ROOT = Path(__file__).parents[1]
 SIGN = HEAD + "pn_indicator.weight"
+PACKED = HEAD + "transformer_self_attention_layers.0.self_attn.in_proj_weight"
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +175,11 @@ def change(state: dict, **changes) -> dict:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({SIGN: None}, "missing for the model: decoder/sign_embedding"),
+        (
+            {SIGN: None},
+            rf"missing for the model: decoder/sign_embedding \(2, 32\), officially {SIGN}",
+        ),
+        ({PACKED: None}, rf"self_attention/value/kernel \(32, 32\), officially {PACKED}"),
         ({"backbone.more": np.ones(3, np.float32)}, "not expected by the model: backbone.more"),
         ({"backbone_proj2": np.ones(3, np.float32)}, "not expected by the model: backbone_proj2"),
         ({SIGN: np.ones((3, 32), np.float32)}, r"shape \(3, 32\) of .*pn_indicator"),

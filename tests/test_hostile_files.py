@@ -227,6 +227,7 @@ FILES = {  # name -> bytes, a word of the refusal
     "empty file": (b"", "empty"),
     "web page": (b"<!DOCTYPE html>\n<html><title>Not found</title>", "web page"),
     "web page with a mark": (b"\xef\xbb\xbf\n <HTML>", "web page"),
+    "web page with a comment": (b"<!-- saved --><html><body>Rate limit</body></html>", "web page"),
     "LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS"),
     "bare pickle": (PICKLES["global"][0], "bare pickle"),
     "bare pickle, protocol 0": (PICKLES["protocol 0"][0], "neither"),

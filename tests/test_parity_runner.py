@@ -222,3 +222,25 @@ def test_a_bit_that_fell_on_the_other_side_is_found_by_what_follows(
     lines = list(check(stored, claims, set()))
     assert len(lines) == 6 and all(line.passed and line.error == 0 for line in lines)
     assert "as the release at 1 mask bits" in lines[0].note
+
+
+def test_a_bit_that_fell_on_the_other_side_is_found_by_resized_masks(second_round, monkeypatch):
+    """A file of results without the file of predictions shows the masks of the objects alone."""
+    run, _ = second_round
+    monkeypatch.setattr(settle, "MARGIN", 0.3)
+    monkeypatch.setattr(settle, "LIKELY", np.inf)
+    monkeypatch.setattr(settle, "MAX_TRIALS", 400)
+    inputs = decoding.Inputs()
+    plain, _ = following.follow(run.subject, {}, inputs)
+    doubt = min(settle._looking_doubts(plain), key=lambda doubt: doubt.distance)
+    flips = settle.flip_rows([doubt])
+    trace = decoding.run_decoder(run.subject, run.features, inputs, 0, None, flips)
+    other = dataclasses.replace(plain, trace=trace)
+    size = np.array([4 * n - 3 for n in run.features.mask.shape[1:3]])
+    stored = pack(**{"resize/reduced": np.asarray(other.resized(size, (20, 24)))})
+    stored["image_size"] = size
+    before = settle._slot_errors(plain, stored, "")
+    assert settle._error(before, (doubt.group, doubt.image, doubt.slots)) > 1e-5
+    settled, _ = following.follow(run.subject, stored, inputs)
+    rows = {tuple(row) for row in np.asarray(settled.flips).tolist() if row[0] >= 0}
+    assert rows == set(doubt.rows)

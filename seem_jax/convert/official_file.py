@@ -63,11 +63,7 @@ def _content(file: BinaryIO, size: int) -> object:
         raise ValueError(
             f"it is a tar file, maybe of PyTorch before version 0.4. {torch_file.AGAIN}"
         )
-    if (
-        start.lstrip(b"\xef\xbb\xbf \t\r\n")
-        .lower()
-        .startswith((b"<!doc", b"<html", b"<?xml", b"<head"))
-    ):
+    if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
         raise ValueError(
             "it is a web page. The download gave a page in place of the file: fetch it again."
         )

@@ -296,12 +296,14 @@ def views(state: State, shapes: dict) -> dict[str, np.ndarray]:
             expected = ", ".join(f"{path} {tuple(wanted[path].shape)}" for path in paths)
             problems.append(f"shape {np.shape(array)} of {name} does not fit {expected}")
         given.update(zip(paths, parts if fits else [None] * len(paths), strict=True))
-    missing = sorted(set(wanted) - set(given))
-    problems += [f"missing for the model: {path} {tuple(wanted[path].shape)}" for path in missing]
+    problems += [
+        f"missing for the model: {path} {tuple(wanted[path].shape)}, officially {_official_name(path)}"
+        for path in sorted(set(wanted) - set(given))
+    ]
     if problems:
         raise ValueError(
-            f"the official weights do not fit this model ({len(problems)} differences); choose the "
-            "configuration that they were trained with:\n  " + "\n  ".join(problems)
+            f"the official weights do not fit this model ({len(problems)} differences): the file is "
+            "incomplete, was changed, or is of another configuration:\n  " + "\n  ".join(problems)
         )
     return {path: given[path] for path in wanted}
 
@@ -331,3 +333,13 @@ def _find(name: str) -> tuple[Leaf | None, list[str]]:
         if match:
             return leaf, [path.format(**match.groupdict()) for path in ours]
     return None, []
+
+
+def _official_name(path: str) -> str:
+    """The official array that a parameter of ours comes from; "without a name" if no rule has one."""
+    for _, official, ours in RULES:
+        for part in ours:
+            match = _compile(part).fullmatch(path)
+            if match:
+                return official.format(**match.groupdict())
+    return "without a name"

@@ -19,6 +19,7 @@ from flax import struct
 
 from seem_jax.models.decoder.decoder import NUM_LEVELS, Decoder, DecoderLayer
 from seem_jax.models.seem import class_logits, mask_logits
+from seem_jax.postprocess import plan_resize, resize
 from seem_jax.types import Features, Memory, Outputs, TextTokens, VisualPrompts, VisualTokens
 from tests.parity.subject import PRECISION, Subject
 from tests.parity.xdecoder import rules_for, seen_logits
@@ -262,6 +263,13 @@ class Run:
         if self.joined:
             found = jnp.concatenate([found, getattr(self.trace.outputs.text, name)[index]], axis=1)
         return self.official_slots(found)
+
+    def resized(self, image_size: np.ndarray, size: tuple[int, int]):
+        """Final mask logits [Q, H, W] of the objects of the first image, enlarged, cut and resized."""
+        masks = self.masks(self.trace.outputs.object.mask_embedding[-1][:1])  # [1, Q, h, w]
+        padded = tuple(4 * n for n in masks.shape[-2:])
+        plan = plan_resize(image_size[None], [tuple(size)], masks.shape[-2:], padded)
+        return resize(masks, plan)[0, :, : size[0], : size[1]]
 
     def chosen(self):
         """Mask logits [B, P, h, w] of the slot that answers each prompt."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from seem_jax.models.decoder.decoder import NUM_LEVELS
 from tests.parity.decoding import MARGIN, Inputs, Run, run_decoder
-from tests.parity.report import Stored, places
+from tests.parity.report import Stored, places, shape
 from tests.parity.subject import PRECISION
 
 MAX_TRIALS = 40
@@ -26,6 +26,7 @@ GROUPS = {  # the stored final predictions that show what a group of slots has s
     "text": ("gmasks", "gtexts"),
     "visual": ("smasks", "stexts", "smaskembs"),
 }
+RESIZED = ("resize/enlarged", "resize/reduced")  # masks of the objects, in a file of results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +92,10 @@ def _slot_errors(run: Run, stored: Stored, prefix: str) -> dict[tuple[str, int],
             _add_errors(stored, f"{prefix}prev_mask", run.chosen(), *chosen)
             for total, part in zip((wrong, count), chosen):
                 np.add.at(total, (np.arange(len(choice))[:, None], choice), part)
+        for name in RESIZED if group == "object" else ():
+            if f"{name}/shape" in stored:  # of the first image
+                ours = run.resized(stored["image_size"], shape(stored, name)[-2:])
+                _add_errors(stored, name, ours[None], wrong[:1], count[:1])
         with np.errstate(invalid="ignore"):
             errors |= {(group, b): row for b, row in enumerate(np.sqrt(wrong / count))}
     return errors

@@ -223,18 +223,10 @@ def postprocess_stage(
 def _results(subject: Subject, stored: Stored, seg: Stored) -> Claims:
     run, _ = follow(subject, seg, Inputs())
     outputs = run.trace.outputs.object
-    masks = run.masks(outputs.mask_embedding[-1])[:1]  # [1, Q, h, w]
     classes = run.classes(outputs.class_embedding[-1])[0]
-    cut = stored["image_size"][None]
-
-    def resized(size):
-        plan = postprocess.plan_resize(
-            cut, [tuple(size)], masks.shape[-2:], subject.padded_size(seg)
-        )
-        return postprocess.resize(masks, plan)[0, :, : size[0], : size[1]]
-
+    resized = partial(run.resized, stored["image_size"])
     claims = {
-        name: Claim(lambda name=name: resized(shape(stored, name)[-2:]))
+        name: Claim(partial(resized, shape(stored, name)[-2:]), note=run.note)
         for name in stored_like(stored, "resize/.*")
     }
     full = cache(lambda: resized(stored["output_size"]))
