@@ -3,8 +3,16 @@
 Defined once, since several entry points may be imported into one process.
 """
 
-from absl import flags
+import dataclasses
+import difflib
+import re
+import sys
+from collections.abc import Callable
+
+from absl import app, flags
 from ml_collections import config_flags
+
+from seem_jax import config as configuration
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/; its fields are flags too.", lock_config=True
@@ -32,3 +40,23 @@ def join_processes() -> None:
         jax.distributed.initialize(*given)
     elif DISTRIBUTED.value:
         jax.distributed.initialize()
+
+
+def run_program(main: Callable[[list[str]], int | None]) -> None:
+    """absl's app.run, where a misspelt --config.FIELD ends in one line that says what there is."""
+    app.run(main, flags_parser=_parse)
+
+
+def _parse(arguments: list[str]) -> list[str]:
+    try:
+        return app.parse_flags_with_usage(arguments)
+    except KeyError as error:
+        place = r"Field (\w+) not found on dataclass <class 'seem_jax\.config\.(\w+)'>"
+        found = re.fullmatch(place, str(error.args[0]))
+        if found is None:
+            raise
+        name, part = found.groups()
+        fields = [field.name for field in dataclasses.fields(getattr(configuration, part))]
+        near = difflib.get_close_matches(name, fields, 1)
+        hint = f" Is {near[0]!r} meant?" if near else ""
+        sys.exit(f"--config: {part} has no field {name!r}; expected one of {fields}.{hint}")

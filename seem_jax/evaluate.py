@@ -33,7 +33,7 @@ from absl import app, flags, logging
 from seem_jax import checkpoint, kept_files
 from seem_jax.config import Config
 from seem_jax.config_checks import validate
-from seem_jax.config_flag import CONFIG, join_processes
+from seem_jax.config_flag import CONFIG, join_processes, run_program
 from seem_jax.evaluation import evaluator, report
 from seem_jax.models.seem import build
 
@@ -107,4 +107,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run_program(main)

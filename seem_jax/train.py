@@ -34,7 +34,7 @@ from seem_jax.checkpoint_folder import differences
 from seem_jax.config import Config
 from seem_jax.config_checks import validate
 from seem_jax.config_files import to_json
-from seem_jax.config_flag import CONFIG, join_processes
+from seem_jax.config_flag import CONFIG, join_processes, run_program
 from seem_jax.data import catalog, pipeline
 from seem_jax.evaluation import evaluator, report
 from seem_jax.models.language import class_names
@@ -323,4 +323,4 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main)
+    run_program(main)

@@ -1,7 +1,6 @@
 """What the compiled training step sends between devices: gradients once, split parameters once, and nothing
 inside the loops of matching and sampling."""
 
-
 import jax
 import numpy as np
 import pytest

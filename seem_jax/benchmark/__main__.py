@@ -41,7 +41,7 @@ from seem_jax.benchmark import (
 from seem_jax.benchmark.clock import Budget
 from seem_jax.config import Config
 from seem_jax.config_checks import validate
-from seem_jax.config_flag import CONFIG
+from seem_jax.config_flag import CONFIG, run_program
 from seem_jax.training.ledger import peak_bytes, peak_device_bytes
 
 SUITES = {
@@ -109,4 +109,4 @@ def _machine() -> dict[str, str]:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main)
+    run_program(main)

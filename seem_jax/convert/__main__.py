@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from seem_jax.config_flag import CONFIG
+from seem_jax.config_flag import CONFIG, run_program
 from seem_jax.convert.official_file import read_state
 
 OUTPUT = flags.DEFINE_string("output", None, "work folder, or file with --reverse", required=True)
@@ -75,4 +75,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run_program(main)
