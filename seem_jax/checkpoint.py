@@ -14,7 +14,6 @@ outside this file knows Orbax.
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
 import threading
@@ -27,7 +26,6 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from absl import logging
-from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from seem_jax import manifest, processes
 from seem_jax.checkpoint_folder import (
@@ -99,14 +97,15 @@ class Checkpoints:
         """Starts saving; the arrays may be used up as soon as it returns. `data` is the grain iterator,
         whose state must be the same on all hosts (it is a step number).
 
-        The devices copy the arrays, beside what they hold. With one process all else happens in the
-        background; with several, Orbax brings the copies to the hosts before this returns. Raises OSError
-        when this save could not begin, or the one before it could not be written.
+        With one process the devices copy the arrays, beside what they hold, and all else happens in the
+        background. With several, Orbax brings them to the hosts before this returns. Raises OSError when
+        this save could not begin, or the one before it could not be written.
         """
         self.wait()
         self._check_space(step, params, opt_state)
-        trees, position = _copies({"params": params, "opt_state": opt_state}), data.get_state()
+        trees, position = {"params": params, "opt_state": opt_state}, data.get_state()
         if not processes.several():
+            trees = _copies(trees)
             self._saving = _Save(step, lambda: self._write_and_seal(step, trees, position))
             return
         # What several processes compute and agree on must come in one order: not beside the next steps.
@@ -138,8 +137,10 @@ class Checkpoints:
 
     def prepare(self, params: Any, opt_state: Any) -> None:
         """Compiles what a save computes, and makes room for it, so that the first one does not wait."""
-        trees = _copies({"params": params, "opt_state": opt_state})
+        trees = {"params": params, "opt_state": opt_state}
         manifest.fetch(manifest.fingerprints(trees))
+        if not processes.several():
+            jax.block_until_ready(_copies(trees))
 
     def save_frozen(self, frozen: Any) -> None:
         """Saves the parameters that never change, in place of those of an earlier start."""
@@ -356,46 +357,10 @@ def _meta(step: int, config: Config) -> dict:
     }
 
 
+@jax.jit
 def _copies(tree: Any) -> Any:
-    """Copies where the arrays lie. Returns before they are made; what uses the arrays up waits for them.
-
-    Together the devices hold each array once: a copy takes little memory, and Orbax, which lets each
-    device write its share of what several hold, has no slices left to compile while a run trains.
-    """
-    arrays, structure = jax.tree.flatten(tree)
-    copy = _copy(tuple(map(_once, arrays)))
-    return jax.tree.unflatten(structure, copy(arrays))
-
-
-@functools.lru_cache(maxsize=1)
-def _copy(shardings: tuple[Sharding, ...]) -> Callable[[list], list]:
-    """A program that copies arrays to these shardings."""
-    return jax.jit(lambda arrays: [jnp.copy(x) for x in arrays], out_shardings=list(shardings))
-
-
-def _once(x: jax.Array) -> Sharding:
-    """A sharding of the same devices in which no two hold the same part of `x`, as far as sizes divide.
-
-    Each device has some of what it has now, so moving there sends nothing.
-    """
-    now = x.sharding
-    if not isinstance(now, NamedSharding):
-        return now
-    shape = list(now.shard_shape(x.shape))
-    axes = [_names(entry) for entry in tuple(now.spec) + (None,) * (x.ndim - len(now.spec))]
-    for name, size in now.mesh.shape.items():
-        if size == 1 or any(name in names for names in axes):
-            continue
-        along = next((i for i, length in enumerate(shape) if length % size == 0), None)
-        if along is not None:
-            axes[along] += (name,)
-            shape[along] //= size
-    return NamedSharding(now.mesh, PartitionSpec(*(names or None for names in axes)))
-
-
-def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """The mesh axes of one entry of a PartitionSpec."""
-    return (entry,) if isinstance(entry, str) else tuple(entry or ())
+    """Copies where the arrays lie. Returns before they are made; what uses the arrays up waits for them."""
+    return jax.tree.map(jnp.copy, tree)
 
 
 def _bytes(tree: Any) -> int:

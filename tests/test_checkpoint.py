@@ -17,7 +17,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 from seem_jax import checkpoint, manifest, sharding
 from seem_jax.checkpoint_folder import differences
 from seem_jax.config import MeshConfig
-from seem_jax.training.ledger import CompileCounter
 from tests.fakes import tiny_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -204,30 +203,6 @@ def test_the_hash_of_an_array_feels_every_bit_and_no_mesh():
 
 def halves(text):
     return text[:8], text[8:]
-
-
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2)], ids=str)
-def test_saving_compiles_nothing_that_was_not_prepared_in_any_thread(tmp_path, sizes):
-    mesh = sharding.make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
-    value = np.arange(16 * 8 * 2, dtype=np.float32).reshape(16, 8, 2)
-    params = {
-        str(spec): jax.device_put(value, NamedSharding(mesh, PartitionSpec(*spec)))
-        for spec in ((), ("fsdp",), ("tensor", "fsdp"), (("fsdp", "tensor"),))
-    }
-    number = jax.device_put(np.int32(3), sharding.replicated(mesh))
-    opt_state = {"mu": params, "count": number, "odd": jax.device_put(np.ones(7), number.sharding)}
-    with checkpoint.Checkpoints(tmp_path, tiny_config()) as checkpoints:
-        checkpoints.prepare(params, opt_state)
-        with CompileCounter() as counter:
-            checkpoints.save(1, params, opt_state, batches())
-            checkpoints.wait()
-        assert counter.count == 0
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), (params, opt_state)
-    )
-    with checkpoint.Checkpoints(tmp_path, tiny_config()) as checkpoints:
-        found = checkpoints.restore(*like, None, batches())
-    jax.tree.map(np.testing.assert_array_equal, found[:2], (params, opt_state))
 
 
 def test_leaves_stay_equal_from_eight_devices_to_four_two_one_and_eight(tmp_path):

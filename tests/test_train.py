@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -186,22 +185,6 @@ def test_the_counter_sees_each_compilation_once_and_only_while_entered():
         assert counter.count == before > 0
     double(jnp.ones(19))
     assert counter.count == before
-
-
-def test_the_counter_hears_every_thread_but_the_one_that_paused_it():
-    def compile_in_a_thread(size):
-        thread = threading.Thread(target=lambda: jax.jit(lambda x: x * 3)(np.ones(size)))
-        thread.start()
-        thread.join()
-
-    with CompileCounter() as counter:
-        compile_in_a_thread(23)
-        assert (before := counter.count) > 0
-        with counter.paused():
-            jax.jit(lambda x: x * 5)(np.ones(29))
-            assert counter.count == before
-            compile_in_a_thread(31)
-        assert counter.count > before
 
 
 def test_the_ledger_goes_on_counting_after_a_restart(tmp_path):

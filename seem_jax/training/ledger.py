@@ -26,7 +26,7 @@ class Totals:
     total_seconds: float = 0.0  # from the start of the process on
     peak_bytes: int = 0  # largest resident memory of the process, worker processes not counted
     peak_device_bytes: int = 0  # largest use of an accelerator's memory; 0 on CPU
-    compilations_after_first_step: int = 0  # but those of evaluation and of rolling back
+    compilations_after_first_step: int = 0  # not those of saving and of evaluation, see train.py
     starts: int = 0
 
 
@@ -67,11 +67,14 @@ class Ledger:
 
 
 class CompileCounter:
-    """Counts the programs that JAX compiles in any thread while it is entered, cached ones included."""
+    """Counts the programs that JAX compiles in this thread while it is entered, cached ones included.
+
+    Those of a save in the background do not make the training loop wait.
+    """
 
     def __init__(self):
         self.count = 0
-        self._paused: int | None = None  # the thread that is inside `paused`
+        self._thread = threading.get_ident()
 
     def __enter__(self) -> CompileCounter:
         jax.monitoring.register_event_duration_secs_listener(self._record)
@@ -87,15 +90,13 @@ class CompileCounter:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Inside, what this thread compiles does not count; a save in the background goes on counting."""
-        self._paused = threading.get_ident()
-        try:
-            yield
-        finally:
-            self._paused = None
+        """Inside, nothing counts."""
+        count = self.count
+        yield
+        self.count = count
 
     def _record(self, event: str, duration: float, **_: object) -> None:
-        self.count += event == COMPILED and threading.get_ident() != self._paused
+        self.count += event == COMPILED and threading.get_ident() == self._thread
 
 
 def peak_bytes() -> int:

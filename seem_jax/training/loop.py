@@ -92,7 +92,8 @@ class Loop:
             self._log(step)
         if save:
             self.watchdog.beat(f"saving step {step}")
-            with clock.spend("checkpoint", self.progress.busy):
+            with clock.spend("checkpoint", self.progress.busy), self.counter.paused():
+                # Orbax slices what several devices hold alike: programs that do not count
                 self.checkpoints.save(step, state.trainable, state.opt_state, self.batches)
             clock.row(step)
         due = config.evaluation.every and step % config.evaluation.every == 0

@@ -77,8 +77,8 @@ def memory_lines(state: states.TrainState, config: Config, images: int) -> list[
     parts = ", ".join(f"{name} {size / 2**20:,.0f} MiB" for name, size in held.items())
     return [
         f"memory of a device: {sum(held.values()) / 2**30:.2f} GiB and activations ({parts})",
-        f"checkpoint: {_bytes((state.trainable, state.opt_state)) / 2**30:.2f} GiB each; while it is "
-        "saved, the devices together hold a copy",
+        f"checkpoint: {_bytes((state.trainable, state.opt_state)) / 2**30:.2f} GiB each; a run of one "
+        "process copies as much on its devices while it saves",
     ]
 
 
