@@ -106,7 +106,9 @@ class Checkpoints:
         trees, position = {"params": params, "opt_state": opt_state}, data.get_state()
         if not processes.several():
             trees = _copies(trees)
-            self._saving = _Save(step, lambda: self._write_and_seal(step, trees, position))
+            # What devices sum together must come in one order: not from a thread beside the next steps.
+            prints = manifest.fingerprints(trees) if jax.device_count() > 1 else None
+            self._saving = _Save(step, lambda: self._write_and_seal(step, trees, position, prints))
             return
         # What several processes compute and agree on must come in one order: not beside the next steps.
         prints = manifest.fingerprints(trees)
@@ -116,9 +118,16 @@ class Checkpoints:
             raise self._failure(step, error) from error
         self._saving = _Save(step, lambda: self._seal(step, prints))
 
-    def _write_and_seal(self, step: int, trees: dict[str, Any], position: dict) -> None:
+    def _write_and_seal(
+        self,
+        step: int,
+        trees: dict[str, Any],
+        position: dict,
+        prints: dict[str, jax.Array] | None,
+    ) -> None:
         jax.block_until_ready(trees)  # the next step waits for the copy too: do not slow it down
-        prints = manifest.fingerprints(trees)
+        if prints is None:
+            prints = manifest.fingerprints(trees)
         self._write(step, trees, position)
         self._seal(step, prints)
 
