@@ -68,14 +68,21 @@ def differing(wanted: dict[str, str], trees: dict[str, Any]) -> list[str]:
 
 
 def fingerprints(trees: dict[str, Any]) -> dict[str, jax.Array]:
-    """Path -> uint32 [2], computed where the arrays lie; returns before they are done.
+    """Path -> uint32 [2], computed where the arrays lie; an accelerator returns before they are done.
 
     Two sums modulo 2^32 over the bits of all elements, each times odd numbers that depend on the
     element's place. Integer sums do not depend on the order, so every mesh gives the same. One
     flipped bit changes each sum for certain, other changes with probability 1 - 2^-64.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(trees)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): _sums(x) for path, x in leaves}
+    # XLA:CPU has a thread per device: two programs at once that wait for all devices may lock up.
+    one_by_one = jax.default_backend() == "cpu" and jax.device_count() > 1
+    prints = {}
+    for path, x in jax.tree_util.tree_leaves_with_path(trees):
+        sums = _sums(x)
+        prints[jax.tree_util.keystr(path, simple=True, separator="/")] = sums
+        if one_by_one:
+            jax.block_until_ready(sums)
+    return prints
 
 
 def fetch(prints: dict[str, jax.Array]) -> dict[str, str]:
