@@ -92,9 +92,12 @@ def command(line: str) -> None:
         (name,) = arguments
         first_batch(runpy.run_path(name.removeprefix("--config="))["get_config"]())
     else:
+        entry = importlib.import_module(module)
+        if hasattr(entry, "__path__"):  # a package
+            entry = importlib.import_module(f"{module}.__main__")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", [module, *arguments])
-            assert not status(importlib.import_module(module).main), line
+            assert not status(entry.main), line
 
 
 def status(main: Callable) -> object:
