@@ -45,7 +45,7 @@ install() {
   run gcloud compute tpus tpu-vm scp "$archive" "$NAME:/tmp/" "${where[@]}" --worker=all
   # The TPU images have Python 3.10; uv brings a newer one.
   on_all "${MOUNT:+$MOUNT && }tar -xzf $archive -C \$HOME && cd \$HOME/seem_jax \
-&& python3 -m pip install --user --quiet uv && python3 -m uv venv --python 3.12 .venv \
+&& python3 -m pip install --user --quiet uv && python3 -m uv venv --allow-existing --python 3.12 .venv \
 && python3 -m uv pip install --python .venv/bin/python -r requirements.txt 'jax[tpu]'"
 }
 
@@ -94,7 +94,7 @@ case $action in
   install) install ;;
   run) start "$@" ;;
   log) run gcloud compute tpus tpu-vm ssh "$NAME" "${where[@]}" --worker=0 "--command=tail -n 30 \$HOME/train.log" ;;
-  stop) on_all 'pkill -TERM -f launch/restart.sh' ;;
+  stop) on_all "pkill -TERM -f '[l]aunch/restart.sh'" ;;
   watch) watch "$@" ;;
   delete) delete ;;
   *)
