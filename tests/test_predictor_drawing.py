@@ -52,6 +52,21 @@ def test_what_is_drawn_lies_where_it_was_drawn(size):
         assert (found <= high * scale + margin).all(), asked.given
 
 
+def test_a_box_marks_its_middle_and_not_what_its_corners_show():
+    found = pixels(draw(Prompts(box=[30, 10, 90, 70]), placed(), 10_000))
+    scale = np.array(placed().resized[::-1]) / np.array([120, 80])
+    away = ((found + 0.5) / scale - [60, 40]) / 30
+    assert (np.abs(away) < 0.85).all()
+    assert np.hypot(*away.T).max() < 0.9
+    assert len(found) == pytest.approx(np.pi * (0.8 * 30) ** 2 * scale.prod(), rel=0.1)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (2, 2), (3, 2), (9, 1)])
+def test_no_box_is_too_small_to_mark_a_pixel(size):
+    placement = placed(64, 64)
+    assert len(pixels(draw(Prompts(box=[5, 7, 5 + size[0], 7 + size[1]]), placement, 10_000)))
+
+
 def test_too_many_points_are_thinned_fairly_and_counted():
     rng = np.random.default_rng(0)
     points = np.floor(rng.random((1000, 2)) * [120, 80])

@@ -17,6 +17,10 @@ from seem_jax.predictor.reference import Reference
 from seem_jax.predictor.thinning import fair_shares, thin
 
 STROKE_WIDTH = 3  # pixels of the model image; trained strokes are 2 to 10
+# Of a box, the ellipse that is this wide and high stands for the object. No stroke of the official training
+# fills a box, and its corners show what is behind: with all of its pixels, things of the drawn scenes (boxes
+# of 105 true masks, the model of `make train`) are found at a mean IoU of 37, with this ellipse at 82.
+BOX_SHARE = 0.8
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -206,11 +210,14 @@ class _Pen:
         return square[((square >= 0) & (square < self.placement.side)).all(1)]
 
     def box(self, box: np.ndarray) -> np.ndarray:
+        """The pixels of an ellipse in the middle of the box; every box has a middle pixel or four."""
         start = np.minimum(np.floor(box[:2] * self.scale).astype(np.int64), self.last)
         end = np.minimum(np.ceil(box[2:] * self.scale).astype(np.int64) - 1, self.last)
         end = np.maximum(start, end)
         columns, rows = (np.arange(a, b + 1) for a, b in zip(start, end, strict=True))
-        return np.stack(np.meshgrid(columns, rows), -1).reshape(-1, 2)
+        inside = np.stack(np.meshgrid(columns, rows), -1).reshape(-1, 2)
+        away = (2 * inside - start - end) / (BOX_SHARE * (end - start + 1))
+        return inside[(away**2).sum(-1) <= 1]
 
     def line(self, corners: np.ndarray) -> np.ndarray:
         pixels = self._pixels(corners).astype(np.int32)
