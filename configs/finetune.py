@@ -13,6 +13,7 @@ from seem_jax.config import Config
 
 
 def get_config() -> Config:
+    """The recipe of configs/focalt.py on a data set of data_prep.custom, with frozen encoders."""
     config = focalt.get_config()
     config.name = "finetune"
     config.workdir = "runs/finetune"

@@ -79,6 +79,7 @@ def _work(jobs: Sequence) -> tuple[list[Fault], int]:
 
 
 def main() -> None:
+    """Prints every fault; the exit status is 1 when there are any."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

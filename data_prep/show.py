@@ -146,6 +146,7 @@ def caption(record: Record, number: int) -> list[str]:
 
 
 def main() -> None:
+    """Writes the pictures that the flags ask for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

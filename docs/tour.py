@@ -49,6 +49,7 @@ def tiles(predictor: Predictor) -> list[tuple[str, np.ndarray]]:
 
 
 def main() -> None:
+    """Draws the tiles and writes them as one picture."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("tour.png"))

@@ -83,6 +83,7 @@ def evaluate(
 
 
 def main(argv: list[str]) -> int:
+    """Evaluates as the flags say."""
     if argv[1:]:
         raise app.UsageError(f"unknown arguments {argv[1:]}")
     if not flags.FLAGS["verbosity"].present:

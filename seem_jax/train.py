@@ -302,6 +302,7 @@ def _say(text: str, end: str = "\n") -> None:
 
 
 def main(argv: list[str]) -> int:
+    """Trains as the flags say, or plans with --dry_run. Returns an exit code of the module docstring."""
     if len(argv) > 1:
         raise app.UsageError(
             f"unknown arguments {argv[1:]}; values are given as --config.FIELD=VALUE"

@@ -65,6 +65,7 @@ PROFILE = flags.DEFINE_string("profile", None, "Folder for a profile of the suit
 
 
 def main(argv: list[str]) -> None:
+    """Runs the suites of --suite and prints their figures."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
     config = CONFIG.value

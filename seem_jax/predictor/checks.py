@@ -88,8 +88,9 @@ def boxes(value: Any, size: Size, name: str = "box") -> np.ndarray:
         raise ValueError(f"{name} has shape {np.shape(value)}; expected {expected}.")
     for x0, y0, x1, y1 in array:
         if not (0 <= x0 < x1 <= size[1] and 0 <= y0 < y1 <= size[0]):
+            given = tuple(map(float, (x0, y0, x1, y1)))
             raise ValueError(
-                f"{expected} = {tuple(map(float, (x0, y0, x1, y1)))} must lie inside the image (width {size[1]}, "
+                f"{expected} = {given} must lie inside the image (width {size[1]}, "
                 f"height {size[0]}) with x0 < x1 and y0 < y1."
             )
     return array

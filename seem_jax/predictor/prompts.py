@@ -17,9 +17,8 @@ from seem_jax.predictor.reference import Reference
 from seem_jax.predictor.thinning import fair_shares, thin
 
 STROKE_WIDTH = 3  # pixels of the model image; trained strokes are 2 to 10
-# Of a box, the ellipse that is this wide and high stands for the object. No stroke of the official training
-# fills a box, and its corners show what is behind: with all of its pixels, things of the drawn scenes (boxes
-# of 105 true masks, the model of `make train`) are found at a mean IoU of 37, with this ellipse at 82.
+# Of a box, the ellipse that is this wide and high stands for the object: no stroke of the official training
+# fills a box, and its corners show what is behind.
 BOX_SHARE = 0.8
 
 
