@@ -14,13 +14,14 @@ left=${MAX_RESTARTS:-100}
 stopping=
 child=
 
+# shellcheck disable=SC2329 # called by the trap
 forward() {
   stopping=1
   if [ -n "$child" ]; then kill -TERM "$child" 2>/dev/null; fi
 }
 trap forward TERM INT
 
-while :; do
+while [ -z "$stopping" ]; do
   "$@" &
   child=$!
   # A trapped signal ends `wait` early; the command is still saving.
@@ -28,13 +29,15 @@ while :; do
   wait "$child"
   code=$?
   if [ -n "$stopping" ] || { [ "$code" -ne 75 ] && [ "$code" -ne 76 ] && [ "$code" -le 128 ]; }; then
-    exit "$code"
+    break
   fi
   if [ "$left" -le 0 ]; then
     echo "restart.sh: exit code $code again after ${MAX_RESTARTS:-100} restarts; giving up" >&2
-    exit "$code"
+    break
   fi
   left=$((left - 1))
   echo "restart.sh: exit code $code, starting again ($left restarts left)" >&2
   sleep "${RESTART_SECONDS:-5}"
 done
+echo "restart.sh: ended with $code" >&2 # the last line of a log, read by tpu_vm.sh
+exit "$code"

@@ -12,7 +12,8 @@
 #
 # Variables: NAME, ZONE, PROJECT, TYPE (v5litepod-16), RUNTIME (v2-alpha-tpuv5-lite), WORKDIR (a folder
 # that all workers share, such as a Filestore or NFS mount), CONFIG (configs/focalt.py), SPOT,
-# MOUNT (a command that mounts the shared folder on a fresh worker), DRY_RUN=1 (print the commands).
+# MOUNT (a command that mounts the shared folder on a fresh worker), WATCH_SECONDS (60, between two
+# looks), DRY_RUN=1 (print the commands).
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=launch/common.sh
@@ -61,28 +62,44 @@ delete() {
   run gcloud compute tpus queued-resources delete "$NAME" "${where[@]}" --force --quiet
 }
 
-# One look a minute: a slice that was taken away is deleted and asked for again.
+# What worker 0 does: TRAINING, or the last line of its log, or nothing where it has not trained yet.
+doing() {
+  gcloud compute tpus tpu-vm ssh "$NAME" "${where[@]}" --worker=0 "--command=if pgrep -f '[l]aunch/restart.sh' \
+> /dev/null; then echo TRAINING; else tail -n 1 \$HOME/train.log 2> /dev/null; fi"
+}
+
+# One look a minute: a slice that was taken away is deleted and asked for again. A slice that trains
+# already is left alone; training that ended with an error ends this too.
 watch() {
   need WORKDIR "a folder that all workers share"
-  local now before=
+  local now before='' started='' said
   while :; do
     now=$(state)
     if [ "$now" != "$before" ]; then echo "$(date '+%F %T') $now"; fi
+    before=$now
     case $now in
       ACTIVE)
-        if [ "$before" != ACTIVE ]; then
-          install
-          start "$@"
-        elif gcloud compute tpus tpu-vm ssh "$NAME" "${where[@]}" --worker=0 \
-          "--command=test -f $(printf '%q' "$WORKDIR")/evaluation.json"; then
-          echo "training is done; its report is in $WORKDIR"
-          return 0
+        if said=$(doing); then # else not reached: look again
+          case $said in
+            TRAINING) started=1 ;;
+            "restart.sh: ended with 0")
+              echo "training is done; its report is in $WORKDIR"
+              return 0 ;;
+            *)
+              if [ -n "$started" ]; then
+                echo "error: training ended on worker 0 with: ${said:-nothing in its log}." \
+                  "See it with: tpu_vm.sh log; the slice is still there (tpu_vm.sh delete)." >&2
+                return 1
+              fi
+              install
+              start "$@"
+              started=1 ;;
+          esac
         fi ;;
-      SUSPENDED | SUSPENDING | FAILED) delete ;;
-      ABSENT) create ;;
+      SUSPENDED | SUSPENDING | FAILED) started='' && delete ;;
+      ABSENT) started='' && create ;;
     esac
-    before=$now
-    sleep 60
+    sleep "${WATCH_SECONDS:-60}"
   done
 }
 

@@ -232,3 +232,19 @@ def test_restart_passes_sigterm_on_waits_and_does_not_start_again(tmp_path):
     child.send_signal(signal.SIGTERM)
     assert child.wait(timeout=30) == 75
     assert (tmp_path / "saved").read_text() == "saved\n"
+
+
+def test_restart_told_to_stop_between_two_starts_does_not_start_again(tmp_path):
+    child = subprocess.Popen(
+        [LAUNCH / "restart.sh", "bash", "-c", f"echo x >> {tmp_path}/count; exit 75"],
+        env={**os.environ, "RESTART_SECONDS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in child.stderr:
+        if "starting again" in line:
+            child.send_signal(signal.SIGTERM)
+            break
+    child.communicate(timeout=30)
+    assert child.returncode == 75
+    assert (tmp_path / "count").read_text() == "x\n"
