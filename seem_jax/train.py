@@ -112,6 +112,8 @@ def _train(config: Config, workdir: Path, watchdog: Watchdog) -> int:
         stack.callback(data.batches.close)
         processes.agree("data", {"records and tokenizer": data.fingerprint}, limit)
         if jax.process_index() == 0:
+            continues = checkpoints.latest is not None
+            agreement.check_same_data(workdir, data.fingerprint, continues=continues)
             (workdir / "config.json").write_text(to_json(config))
             kept_files.keep(workdir, config)
         devices = f"{mesh.size} {jax.devices()[0].device_kind} devices, mesh {dict(mesh.shape)}"

@@ -1,9 +1,11 @@
-"""What all processes of a run must have in common, as facts that can be compared at the start."""
+"""What all processes of a run, and all of its starts, must have in common, as facts to be compared."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
+import os
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -58,6 +60,24 @@ def data_fingerprint(config: DataConfig) -> str:
         for item in range(0, len(split), step):
             total.update(split.source[item])
     return total.hexdigest()[:16]
+
+
+def check_same_data(workdir: Path, fingerprint: str, *, continues: bool) -> None:
+    """Keeps `data_fingerprint` in WORKDIR/data.json. ValueError where a run that continues began with
+    other data: its position in them would mean other samples, and the token ids other words."""
+    path = workdir / "data.json"
+    if continues and path.is_file():
+        before = json.loads(path.read_text())["records and tokenizer"]
+        if before != fingerprint:
+            raise ValueError(
+                f"the training records, their class names or the tokenizer are not those that the run in "
+                f"{workdir} began with (fingerprint {fingerprint}, then {before}). Put those back, or "
+                f"train on these in a new folder: --workdir=NEW --config.start_from={workdir}"
+            )
+        return
+    aside = path.with_suffix(f".{os.getpid()}.tmp")
+    aside.write_text(json.dumps({"records and tokenizer": fingerprint}))
+    os.replace(aside, path)
 
 
 def _flat(tree: dict, prefix: str = "") -> list[tuple[str, object]]:
