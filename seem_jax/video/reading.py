@@ -134,8 +134,10 @@ def _open(av: ModuleType, path: Path, files: contextlib.ExitStack):
     file = files.enter_context(path.open("rb"))
     limit = {"max_pixels": str(MAX_PIXELS)}  # frames may be larger than the file says first
     options = {"format_whitelist": READERS, "protocol_whitelist": "none"} | limit
+    # Titles need not be UTF-8. Newer versions never fail at them, and do not take the argument.
+    lenient = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
     try:
-        container = av.open(file, metadata_errors="ignore", options=options)
+        container = av.open(file, options=options, **lenient)
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"path {path} is no video that can be read ({error}).") from error
     files.enter_context(container)
