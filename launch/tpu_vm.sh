@@ -47,7 +47,7 @@ install() {
   # The TPU images have Python 3.10; uv brings a newer one.
   on_all "${MOUNT:+$MOUNT && }tar -xzf $archive -C \$HOME && cd \$HOME/seem_jax \
 && python3 -m pip install --user --quiet uv && python3 -m uv venv --allow-existing --python 3.12 .venv \
-&& python3 -m uv pip install --python .venv/bin/python -r requirements.txt 'jax[tpu]'"
+&& python3 -m uv pip install --python .venv/bin/python -r requirements.txt -c launch/constraints.txt 'jax[tpu]'"
 }
 
 start() {

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH = ROOT / "launch"
@@ -63,7 +65,7 @@ def test_a_tpu_slice_is_asked_for_installed_used_and_given_back():
         "--worker=all",
     ]  # fmt: skip
     assert install[-1].startswith("--command=sudo mount /mnt && tar -xzf /tmp/seem_jax.tar.gz")
-    assert "requirements.txt 'jax[tpu]'" in install[-1]
+    assert "-r requirements.txt -c launch/constraints.txt 'jax[tpu]'" in install[-1]
     _, (run,), _ = script("tpu_vm.sh", "run", "--config.seed=3", **TPU)
     assert run[:-1] == [
         "gcloud",
@@ -185,9 +187,23 @@ def test_the_container_knows_its_three_variants():
     text = (LAUNCH / "Dockerfile").read_text()
     for line in ('cpu) extra="" ;;', 'cuda) extra="jax[cuda13]" ;;', 'tpu) extra="jax[tpu]" ;;'):
         assert line in text
-    assert "pip install --no-cache-dir -r requirements.txt" in text
+    assert "COPY requirements.txt launch/constraints.txt ./" in text
+    assert "pip install --no-cache-dir -r requirements.txt -c constraints.txt" in text
     ignored = (ROOT / ".dockerignore").read_text().split()
     assert {".git", ".venv", "data", "runs"} <= set(ignored)
+
+
+def test_every_requirement_has_a_pin_within_its_range():
+    def requirements(path):
+        lines = (line.partition("#")[0].strip() for line in path.read_text().splitlines())
+        found = [Requirement(line) for line in lines if line]
+        return {canonicalize_name(each.name): each.specifier for each in found}
+
+    pins = requirements(LAUNCH / "constraints.txt")
+    for name, wanted in requirements(ROOT / "requirements.txt").items():
+        (pin,) = pins[name]
+        assert pin.operator == "=="
+        assert pin.version in wanted, name
 
 
 def restart(tmp_path, codes, **environment):
