@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import struct
 import zipfile
 import zlib
@@ -385,3 +386,28 @@ def test_without_a_checkpoint_the_command_says_how_to_get_one(tmp_path, monkeypa
     assert "no checkpoint at runs/shapes" in said
     assert "make train" in said
     assert "seem_jax.convert" in said
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["--port=0", "--port=70000", "--max-megabytes=0", "--max-megapixels=nan", "--max-users=-1"],
+)
+def test_numbers_out_of_range_are_one_line(capsys, flag):
+    pytest.importorskip("gradio")
+    assert command.main([flag]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {flag.partition('=')[0]} ")
+
+
+def test_a_port_that_is_taken_is_told_before_anything_compiles(
+    tmp_path, monkeypatch, predictor, capsys
+):
+    pytest.importorskip("gradio")
+    (tmp_path / "checkpoints").mkdir()
+    monkeypatch.setattr(command.Predictor, "from_checkpoint", lambda *_, **__: predictor)
+    monkeypatch.setattr(predictor, "warm_up", lambda: pytest.fail("it compiles"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert command.main([f"--checkpoint={tmp_path}", f"--port={port}"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: --port {port} cannot be had")
