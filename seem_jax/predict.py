@@ -130,7 +130,7 @@ def answer_picture(
     predictor: Predictor, file: Path, asked: Prompts, options: argparse.Namespace, writer: Writer
 ) -> None:
     """Answers one picture and writes its files."""
-    picture = decode_image(read_file(file, "INPUT"), name=str(file))
+    picture = decode_image(read_file(file, "INPUT"), name="the picture")
     predictor.set_image(picture)
     classes = split_names(options.classes, "--classes")
     names = {} if options.threshold is None else {"threshold": options.threshold}

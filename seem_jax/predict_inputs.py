@@ -38,6 +38,8 @@ def find_inputs(paths: Sequence[str], *, frames: bool, output: str) -> list[Path
 def check_output(output: str, files: Sequence[Path], options: argparse.Namespace) -> None:
     """Raises ValueError where a result could take the place of a file that the command reads."""
     folder = Path(os.path.realpath(output))
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output {output} is a file; expected a folder, which need not exist.")
     given = [options.mask, options.reference, options.objects, *(options.scribble or ())]
     for file in (*files, *(Path(name) for name in given if name)):
         if Path(os.path.realpath(file.parent)) in (folder, folder / "masks", folder / "panoptic"):
@@ -54,6 +56,11 @@ def check_flags(options: argparse.Namespace, files: Sequence[Path]) -> None:
         checks.share(options.threshold, "--threshold")
     if options.top_k is not None:
         checks.count(options.top_k, MAX_ANSWERS if asked else TOP, "--top-k")
+    if options.text is not None:
+        checks.text(options.text, "--text")
+    for flag, names in (("--classes", options.classes), ("--stuff", options.stuff)):
+        if names is not None:
+            checks.classes(split_names(names, flag), flag)
     if options.frame < 0:
         raise ValueError(f"--frame {options.frame}: expected 0 or more.")
     videos = [is_video(file) for file in files]

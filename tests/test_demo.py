@@ -194,6 +194,14 @@ def test_names_leave_marks_and_small_masks_to_be_seen():
         assert not beside[mask].any()
 
 
+def test_names_of_masks_that_overlap_stand_beside_each_other():
+    image = np.zeros((200, 300, 3), np.uint8)
+    masks, texts = np.ones((3, 200, 300), bool), ["one 0.90", "two 0.80", "three 0.70"]
+    together = draw.names(image, masks, texts).any(-1).sum()
+    alone = [draw.names(image, [masks[0]], [text]).any(-1).sum() for text in texts]
+    assert together == sum(alone)
+
+
 def test_a_new_phrase_takes_the_place_of_the_old_one_unless_it_is_bad(studio):
     desk = studio.open(png(picture()))
     studio.say(desk, "the disc")

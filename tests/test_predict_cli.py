@@ -94,7 +94,7 @@ def test_a_damaged_picture_is_reported_and_the_others_are_answered(run, tmp_path
     (tmp_path / "in/c.jpg").write_bytes(b"\xff\xd8\xff not a picture")
     assert run("in", "--point=3,3") == 1
     error = capsys.readouterr().err
-    assert "error: in/c.jpg: in/c.jpg" in error and "Traceback" not in error
+    assert "error: in/c.jpg: the picture" in error and "Traceback" not in error
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"a.png", "b.png"}
 
 
@@ -125,6 +125,9 @@ BAD = {
     "panoptic and top k": ["in/a.png", "--panoptic", "--top-k=3"],
     "no things": ["in/a.png", "--top-k=0"],
     "threshold of pictures": ["in", "--threshold=nan"],
+    "classes of pictures": ["in", "--point=1,1", "--classes=disc,disc"],
+    "stuff of pictures": ["in", "--panoptic", "--stuff=sky,"],
+    "text of pictures": ["in", "--text=disc", "--text= "],
     "top k of pictures": ["in", "--point=1,1", "--top-k=17"],
     "panoptic and prompts": ["in/a.png", "--panoptic", "--point=1,1"],
 }
