@@ -398,7 +398,8 @@ def _restore_here(path: Path) -> dict:
     """A saved tree on the first local device, whatever it was saved on."""
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with ocp.StandardCheckpointer() as checkpointer:
-        tree = checkpointer.metadata(path).item_metadata.tree
+        # Of the checkpointer itself, it would warn of a file that only whole steps have.
+        tree = ocp.StandardCheckpointHandler().metadata(path).tree
         target = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), tree
         )

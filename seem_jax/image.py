@@ -11,7 +11,7 @@ import io
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 JPEG_START = b"\xff\xd8\xff"
@@ -59,9 +59,11 @@ def image_size(data: bytes, *, name: str = "image") -> tuple[int, int]:
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             return picture.height, picture.width
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        # Pillow's words on what it knows nothing of name an object in memory.
+        reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
         raise ValueError(
             f"{name} ({len(data)} bytes, beginning {data[:8]!r}) is not an image that can be read; "
-            f"expected one of {', '.join(FORMATS)}. ({error})"
+            f"expected one of {', '.join(FORMATS)}.{reason}"
         ) from error
 
 

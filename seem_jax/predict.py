@@ -36,6 +36,7 @@ from tqdm import tqdm
 
 from seem_jax.image import decode_image
 from seem_jax.predict_inputs import (
+    check_flags,
     check_output,
     find_inputs,
     is_video,
@@ -46,7 +47,7 @@ from seem_jax.predict_inputs import (
 )
 from seem_jax.predict_outputs import Writer
 from seem_jax.predict_video import LEAST_SCORE, answer_video
-from seem_jax.predictor import Predictor, Prompts, checks
+from seem_jax.predictor import Predictor, Prompts
 from seem_jax.predictor.everything import TOP
 
 
@@ -97,9 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         files = find_inputs(options.images, frames=options.video, output=options.output)
         check_output(options.output, files, options)
+        check_flags(options, files)
         asked = read_prompts(options)
-        if not any(is_video(file) for file in files):
-            _check_no_video(options)
         predictor = Predictor.from_checkpoint(options.checkpoint, tokenizer=options.tokenizer)
         cache = predictor.config.compile_cache
         if cache and not jax.config.jax_compilation_cache_dir:
@@ -130,7 +130,7 @@ def answer_picture(
     predictor: Predictor, file: Path, asked: Prompts, options: argparse.Namespace, writer: Writer
 ) -> None:
     """Answers one picture and writes its files."""
-    picture = decode_image(read_file(file, "INPUT"), name=str(file))
+    picture = decode_image(read_file(file, "INPUT"), name="the picture")
     predictor.set_image(picture)
     classes = split_names(options.classes, "--classes")
     names = {} if options.threshold is None else {"threshold": options.threshold}
@@ -140,22 +140,12 @@ def answer_picture(
         return
     if not asked.given:
         found = predictor.instances(classes, **{"threshold": LEAST_SCORE} | names).different()
-        most = checks.count(TOP if options.top_k is None else options.top_k, TOP, "--top-k")
+        most = TOP if options.top_k is None else options.top_k
         writer.add(file, picture, found.take(range(min(len(found), most))))
         return
     if options.top_k is not None:
         names["top_k"] = options.top_k
     writer.add(file, picture, predictor.predict(**vars(asked), classes=classes, **names))
-
-
-def _check_no_video(options: argparse.Namespace) -> None:
-    for flag, given in (
-        ("--frame", options.frame != 0),
-        ("--objects", options.objects is not None),
-        ("--fps", options.fps is not None),
-    ):
-        if given:
-            raise ValueError(f"{flag} is about videos, and no input is one (--video for folders).")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from seem_jax.image import decode_image
-from seem_jax.predictor import Predictor, Prompts, Reference
+from seem_jax.predictor import Predictor, Prompts, Reference, checks
+from seem_jax.predictor.everything import TOP
+from seem_jax.predictor.programs import MAX_ANSWERS
 from seem_jax.video.reading import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 
 MAX_BYTES = 2**29  # of a picture file
@@ -36,6 +38,8 @@ def find_inputs(paths: Sequence[str], *, frames: bool, output: str) -> list[Path
 def check_output(output: str, files: Sequence[Path], options: argparse.Namespace) -> None:
     """Raises ValueError where a result could take the place of a file that the command reads."""
     folder = Path(os.path.realpath(output))
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output {output} is a file; expected a folder, which need not exist.")
     given = [options.mask, options.reference, options.objects, *(options.scribble or ())]
     for file in (*files, *(Path(name) for name in given if name)):
         if Path(os.path.realpath(file.parent)) in (folder, folder / "masks", folder / "panoptic"):
@@ -45,9 +49,51 @@ def check_output(output: str, files: Sequence[Path], options: argparse.Namespace
             )
 
 
+def check_flags(options: argparse.Namespace, files: Sequence[Path]) -> None:
+    """Raises ValueError for numbers out of range, and for flags that this call would not heed."""
+    asked = any_prompt(options)
+    if options.threshold is not None:
+        checks.share(options.threshold, "--threshold")
+    if options.top_k is not None:
+        checks.count(options.top_k, MAX_ANSWERS if asked else TOP, "--top-k")
+    if options.text is not None:
+        checks.text(options.text, "--text")
+    for flag, names in (("--classes", options.classes), ("--stuff", options.stuff)):
+        if names is not None:
+            checks.classes(split_names(names, flag), flag)
+    if options.frame < 0:
+        raise ValueError(f"--frame {options.frame}: expected 0 or more.")
+    videos = [is_video(file) for file in files]
+    saved = options.reference is not None and Path(options.reference).suffix == ".npz"
+    told = all(videos) and (asked or options.objects is not None)  # each answer is an object given
+    about_videos = "is about videos, and no input is one (--video for folders)."
+    everything = "means nothing to --panoptic, which gives every segment that it finds."
+    one_mask = "means nothing here: of a video, each object that was given has one mask a frame."
+    on_picture = "goes with a reference that is a picture; a saved one knows its object."
+    for flag, idle, reason in (
+        ("--frame", options.frame != 0 and not any(videos), about_videos),
+        ("--objects", options.objects is not None and not any(videos), about_videos),
+        ("--fps", options.fps is not None and not any(videos), about_videos),
+        ("--stuff", options.stuff is not None and not options.panoptic, "goes with --panoptic."),
+        ("--top-k", options.top_k is not None and options.panoptic, everything),
+        ("--top-k", options.top_k is not None and told, one_mask),
+        ("--classes", options.classes is not None and told, one_mask),
+        ("--reference-point", options.reference_point is not None and saved, on_picture),
+        ("--reference-box", options.reference_box is not None and saved, on_picture),
+    ):
+        if idle:
+            raise ValueError(f"{flag} {reason}")
+
+
 def is_video(path: Path) -> bool:
     """Whether an input of `find_inputs` is a video: a folder of frames, or a file with such a name."""
     return path.is_dir() or path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def any_prompt(options: argparse.Namespace) -> bool:
+    """Whether the command line says which object is meant."""
+    kinds = ("point", "box", "scribble", "polygon", "mask", "text", "reference")
+    return any(getattr(options, kind) is not None for kind in kinds)
 
 
 def read_file(path: Path, flag: str) -> bytes:
@@ -64,7 +110,7 @@ def read_prompts(options: argparse.Namespace) -> Prompts:
     """The prompts of the command line, without the reference."""
     if (options.reference_point or options.reference_box) and options.reference is None:
         raise ValueError("--reference-point or --reference-box without --reference PICTURE.")
-    if options.panoptic and _any_prompt(options):
+    if options.panoptic and any_prompt(options):
         raise ValueError("--panoptic answers about everything: give no prompts with it.")
     points, labels = _clicks(options.point, "--point")
     return Prompts(
@@ -123,11 +169,6 @@ def _inputs(name: str, frames: bool, output: str) -> list[Path]:
     if path.is_dir() or path.is_file():
         return [path]
     raise ValueError("there is no such picture, video or folder.")
-
-
-def _any_prompt(options: argparse.Namespace) -> bool:
-    kinds = ("point", "box", "scribble", "polygon", "mask", "text", "reference")
-    return any(getattr(options, kind) is not None for kind in kinds)
 
 
 def _clicks(values: list[str] | None, flag: str) -> tuple[Any, Any]:

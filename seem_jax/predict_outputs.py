@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -77,6 +78,21 @@ class Writer:
             os.replace(aside, path)
         finally:
             aside.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def aside(self, name: str) -> Iterator[Path]:
+        """A folder to fill; its files go to the folder of that name when all of them are written."""
+        path = self.folder / name
+        aside = self.folder / f".{os.getpid()}.files.tmp"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        try:
+            yield aside
+            path.mkdir(parents=True, exist_ok=True)
+            for file in aside.iterdir():
+                os.replace(file, path / file.name)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
     def finish(self) -> None:
         """Writes the JSON files of all pictures."""

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from seem_jax.image import decode_index_png
 from seem_jax.predict_inputs import read_file, split_names
 from seem_jax.predict_outputs import DRAWN_SIDE, Writer
-from seem_jax.predictor import Predictor, Prompts, checks
+from seem_jax.predictor import Predictor, Prompts
 from seem_jax.video import VideoFrame, VideoPredictor, VideoWriter, read_frames, save_davis
 from seem_jax.video.writing import FPS, VOID
 
@@ -27,19 +27,18 @@ def answer_video(
     """Follows the objects of one video and writes its files; memory does not grow with its length."""
     if options.panoptic:
         raise ValueError("--panoptic is about pictures; of a video, give a folder without --video.")
-    if options.frame < 0:
-        raise ValueError(f"--frame {options.frame}: expected 0 or more.")
     tracker = VideoPredictor(predictor, threshold=options.threshold or 0.0)
     name = writer.unused(file)
     with read_frames(file) as frames:
         fps = options.fps if options.fps is not None else frames.fps or FPS
         shown = tqdm(frames, total=frames.total, unit="frame", desc=name)
         with (
+            writer.aside(f"masks/{name}") as maps,
             writer.lines(f"{name}.jsonl") as note,
             VideoWriter(writer.folder / f"{name}.mp4", fps) as video,
         ):
             for picture, found in _answers(tracker, shown, asked, options):
-                save_davis(writer.folder / "masks" / name, found)
+                save_davis(maps, found)
                 video.add(found.draw(picture, max(DRAWN_SIDE, *picture.shape[:2])))
                 note(_line(found))
         if frames.skipped:
@@ -79,7 +78,7 @@ def _begin(
             threshold=LEAST_SCORE if options.threshold is None else options.threshold,
         ).different()
         tracker.predictor.reset_image()
-        most = checks.count(options.top_k or MOST_THINGS, VOID - 1, "--top-k")
+        most = MOST_THINGS if options.top_k is None else options.top_k
         for number, mask in enumerate(things.masks[:most], 1):
             tracker.add(number, mask=mask)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import struct
 import zipfile
 import zlib
@@ -191,6 +192,14 @@ def test_names_leave_marks_and_small_masks_to_be_seen():
         beside = draw.names(image, [mask], ["a name"])
         assert beside.any()
         assert not beside[mask].any()
+
+
+def test_names_of_masks_that_overlap_stand_beside_each_other():
+    image = np.zeros((200, 300, 3), np.uint8)
+    masks, texts = np.ones((3, 200, 300), bool), ["one 0.90", "two 0.80", "three 0.70"]
+    together = draw.names(image, masks, texts).any(-1).sum()
+    alone = [draw.names(image, [masks[0]], [text]).any(-1).sum() for text in texts]
+    assert together == sum(alone)
 
 
 def test_a_new_phrase_takes_the_place_of_the_old_one_unless_it_is_bad(studio):
@@ -385,3 +394,28 @@ def test_without_a_checkpoint_the_command_says_how_to_get_one(tmp_path, monkeypa
     assert "no checkpoint at runs/shapes" in said
     assert "make train" in said
     assert "seem_jax.convert" in said
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["--port=0", "--port=70000", "--max-megabytes=0", "--max-megapixels=nan", "--max-users=-1"],
+)
+def test_numbers_out_of_range_are_one_line(capsys, flag):
+    pytest.importorskip("gradio")
+    assert command.main([flag]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {flag.partition('=')[0]} ")
+
+
+def test_a_port_that_is_taken_is_told_before_anything_compiles(
+    tmp_path, monkeypatch, predictor, capsys
+):
+    pytest.importorskip("gradio")
+    (tmp_path / "checkpoints").mkdir()
+    monkeypatch.setattr(command.Predictor, "from_checkpoint", lambda *_, **__: predictor)
+    monkeypatch.setattr(predictor, "warm_up", lambda: pytest.fail("it compiles"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert command.main([f"--checkpoint={tmp_path}", f"--port={port}"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: --port {port} cannot be had")

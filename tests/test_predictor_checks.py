@@ -200,3 +200,9 @@ def test_vocabularies_are_checked(predictor):
     ):
         with pytest.raises(ValueError, match=named):
             call()
+
+
+@pytest.mark.parametrize("side", [0, -64, 63])
+def test_the_side_of_the_models_image_is_a_positive_multiple(side):
+    with pytest.raises(ValueError, match=f"image_size = {side}; expected a positive multiple"):
+        tiny_predictor(image_size=side)

@@ -6,7 +6,6 @@ import functools
 import gc
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import psutil
 import pytest
@@ -92,14 +91,14 @@ def test_the_evaluation_finds_the_same_pixels(predictor, frames):
         positive=drawn.positive[None],
         valid=drawn.valid[None],
     )
-    model, params = predictor.programs.model, predictor.params
+    model, params, encode = predictor.programs.model, predictor.params, predictor.programs.encode
     first = jax.jit(functools.partial(task.first_frame, model, num=1))
-    given = first(params, jnp.asarray(square[0])[None], prompts)
+    given = first(params, encode(params, square[0][None]), prompts)
     plan = postprocess.plan_resize(
         np.full((2, 2), 64), [(64, 64)] * 2, (16, 16), (64, 64), antialias=False
     )
     later = jax.jit(functools.partial(task.later_frames, model))
-    labels = np.asarray(later(params, *given, jnp.asarray(square[1:]), plan))
+    labels = np.asarray(later(params, *given, encode(params, np.stack(square[1:])), plan))
     assert len(np.unique(labels)) > 1
     assert (labels == np.stack(found[1:])).mean() > 0.995
 

@@ -10,6 +10,8 @@ ssh -L 7860:127.0.0.1:7860 that-machine
 from __future__ import annotations
 
 import argparse
+import math
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,11 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError as error:
         print(f"error: {NO_GRADIO} ({error})", file=sys.stderr)
         return 1
-    if not (Path(options.checkpoint) / "checkpoints").is_dir():
-        print(f"error: {NO_CHECKPOINT.format(options.checkpoint)}", file=sys.stderr)
-        return 1
     try:
+        _check(options)
         predictor = Predictor.from_checkpoint(options.checkpoint, tokenizer=options.tokenizer)
+        listener = _listener(app.ADDRESS, options.port)  # before compiling, which takes long
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -71,8 +72,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         desks=options.max_users,
     )
     print(f"open http://{app.ADDRESS}:{options.port} in a browser; Ctrl-C ends it", flush=True)
-    app.server(Studio(predictor, limits), options.port).run()
+    with listener:
+        app.server(Studio(predictor, limits), options.port).run(sockets=[listener])
     return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raises ValueError for numbers out of range, and where there is no checkpoint."""
+    if not 1 <= options.port <= 65535:
+        raise ValueError(f"--port {options.port}: expected 1 to 65535.")
+    for flag, value in (
+        ("--max-megabytes", options.max_megabytes),
+        ("--max-megapixels", options.max_megapixels),
+        ("--max-users", options.max_users),
+    ):
+        if not 0 < value < math.inf:
+            raise ValueError(f"{flag} {value}: expected a number above 0.")
+    if not (Path(options.checkpoint) / "checkpoints").is_dir():
+        raise ValueError(NO_CHECKPOINT.format(options.checkpoint))
+
+
+def _listener(address: str, port: int) -> socket.socket:
+    """A socket that waits for browsers; ValueError where the port cannot be had."""
+    try:
+        return socket.create_server((address, port))
+    except OSError as error:
+        raise ValueError(f"--port {port} cannot be had ({error}); give another.") from error
 
 
 if __name__ == "__main__":

@@ -115,33 +115,49 @@ def names(
 ) -> np.ndarray:
     """A copy with each text at the innermost place of its mask; masks without pixels get none.
 
-    Letters stay off the places (x, y) in [0, 1] of `clear`. They stand above a mask that they would
-    cover, or beside it.
+    Letters stay off the places (x, y) in [0, 1] of `clear` and off each other, the last mask
+    choosing first. They stand above a mask that they would cover, or beside it.
     """
     canvas = Image.fromarray(image)
     pen = ImageDraw.Draw(canvas)
     size = max(11, max(image.shape[:2]) // 22)
-    for mask, text in zip(masks, texts, strict=True):
+    taken: list[tuple[int, int, int, int]] = []  # x0, y0, x1, y1 of texts, the last included
+    spots: list[tuple[str, int, int]] = []  # with where a pen begins
+    for mask, text in reversed(list(zip(masks, texts, strict=True))):
         if not mask.any():
             continue
         left, top, right, bottom = pen.textbbox((0, 0), text, font=font(size))
         width, height = right - left + 6, bottom - top + 4
-        room = _room(mask, clear, width, height)
+        room = _room(mask, clear, taken, width, height)
         x, y = _innermost(room) if room.any() else _above(mask, height)
         x = min(max(x - width // 2, 0), max(canvas.size[0] - width, 0))
         y = min(max(y - height // 2, 0), max(canvas.size[1] - height, 0))
-        pen.rectangle((x, y, x + width - 1, y + height - 1), fill=WHITE)
-        pen.text((x + 3 - left, y + 2 - top), text, fill=INK, font=font(size))
+        taken.append((x, y, x + width - 1, y + height - 1))
+        spots.append((text, x + 3 - left, y + 2 - top))
+    for box, (text, x, y) in reversed(list(zip(taken, spots, strict=True))):
+        pen.rectangle(box, fill=WHITE)
+        pen.text((x, y), text, fill=INK, font=font(size))
     return np.asarray(canvas)
 
 
 def _room(
-    mask: np.ndarray, clear: Sequence[Sequence[float]], width: int, height: int
+    mask: np.ndarray,
+    clear: Sequence[Sequence[float]],
+    taken: Sequence[tuple[int, int, int, int]],
+    width: int,
+    height: int,
 ) -> np.ndarray:
-    """bool [H, W], where in a mask the centre of a text may lie; nowhere in a mask that it would hide."""
+    """bool [H, W], where in a mask the centre of a text may lie; nowhere in a mask that it would hide.
+
+    taken are the boxes (x0, y0, x1, y1), in pixels and with both ends, of other texts.
+    """
     if mask.sum() < width * height:
         return np.zeros_like(mask)
     room = mask.copy()
+    half_x, half_y = width // 2 + 1, height // 2 + 1
+    for x0, y0, x1, y1 in taken:
+        rows = slice(max(y0 - half_y, 0), y1 + half_y + 1)
+        room[rows, max(x0 - half_x, 0) : x1 + half_x + 1] = False
     reach_x, reach_y = width // 2 + height // 2, height  # with half a letter of air
     for x, y in clear:
         column, row = int(x * mask.shape[1]), int(y * mask.shape[0])

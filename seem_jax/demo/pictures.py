@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import itertools
 import json
 import zipfile
 from collections.abc import Iterable
@@ -139,10 +140,21 @@ def parcel(desk: Desk) -> bytes:
 
 
 def _places(desk: Desk) -> list[np.ndarray]:
-    """Where clicks and scribbles are, (x, y) in [0, 1]: names must not hide them."""
+    """Where clicks, scribbles and outlines are, (x, y) in [0, 1]: names must not hide them."""
     marks = desk.marks.values()
     clicks = [mark.where[-1] for mark in marks if mark.tool == "click"]
-    return clicks + [place for mark in marks if mark.tool == "scribble" for place in mark.where]
+    lines = [mark.where for mark in marks if mark.tool == "scribble"]
+    lines += [np.concatenate([m.where, m.where[:1]]) for m in marks if m.tool == "outline"]
+    return clicks + [place for line in lines for place in _along(line)]
+
+
+def _along(line: np.ndarray) -> np.ndarray:
+    """Places [n, 2] on a line through corners [k, 2] in [0, 1], no farther apart than letters are high."""
+    parts = [line[:1]]
+    for start, end in itertools.pairwise(line):
+        steps = 1 + int(np.abs(end - start).max() * 22)
+        parts.append(start + (end - start) * np.linspace(1 / steps, 1, steps)[:, None])
+    return np.concatenate(parts)
 
 
 def _colours(found: Iterable[Segment]) -> list[draw.Colour]:

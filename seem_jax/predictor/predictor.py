@@ -64,7 +64,9 @@ class Predictor:
         nothing and keeps results independent of their company to the last bit, else 8.
         """
         self.config, self.params = config, params
-        self.side = image_size or config.evaluation.image_size or config.data.image_size
+        self.side = config.evaluation.image_size or config.data.image_size
+        if image_size is not None:
+            self.side = image_size
         step = config.model.backbone.size_divisor
         if self.side % step or self.side <= 0:
             raise ValueError(f"image_size = {self.side}; expected a positive multiple of {step}.")
