@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from seem_jax.evaluation import evaluator, results
+from seem_jax.evaluation.tasks import base
 from tests.evaluation_support import Oracle, only, record, setting
 
 __all__ = ["setting"]  # a fixture
@@ -105,6 +106,16 @@ def test_a_vocabulary_gives_names_and_must_be_complete(setting, tmp_path):
     path.write_text(json.dumps({"c0": "c0"}))
     with pytest.raises(ValueError, match=r"lacks the class 'c1'"):
         evaluator.run(Oracle(), params, config, workdir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["[1, 2", "[1, 2]", '{"c0": 5}', '{"c0": [5]}', '{"c0": {"c0": 1}}']
+)
+def test_a_file_that_is_no_vocabulary_is_named(tmp_path, text):
+    path = tmp_path / "names.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"names\.json is no JSON object of class names"):
+        base.read_vocabulary(path, ["c0"])
 
 
 def test_unknown_tasks_are_named(setting):

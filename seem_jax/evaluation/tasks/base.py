@@ -171,9 +171,14 @@ def read_vocabulary(path: str | Path, names: Sequence[str]) -> list[list[str]]:
 
     Raises ValueError for a file that is no such object and for a class that it lacks.
     """
+    groups = []
     try:
         found = json.loads(Path(path).read_text())
-        groups = [[found[n]] if isinstance(found[n], str) else list(found[n]) for n in names]
+        for name in names:
+            said = [found[name]] if isinstance(found[name], str) else found[name]
+            if not (isinstance(said, list) and all(isinstance(one, str) for one in said)):
+                raise TypeError(f"{name!r} is called {said!r:.80}")
+            groups.append(said)
     except KeyError as error:
         raise ValueError(
             f"the vocabulary {path} lacks the class {error}; it needs all of {list(names)}."
