@@ -103,6 +103,11 @@ def test_a_vocabulary_gives_names_and_must_be_complete(setting, tmp_path):
     config = only(config, "panoptic", vocabulary=str(path))
     got = evaluator.run(Oracle(), params, config, workdir=tmp_path)
     assert got["panoptic/rq"] == pytest.approx(100)
+    hashes = [results.read(tmp_path / "samples" / "panoptic.jsonl")[0]["protocol_hash"]]
+    path.write_text(json.dumps({"c0": "c1", "c1": "c0", "c2": "c2", "c3-stuff": "c3"}))
+    assert evaluator.run(Oracle(), params, config, workdir=tmp_path)["panoptic/rq"] < 60
+    hashes.append(results.read(tmp_path / "samples" / "panoptic.jsonl")[0]["protocol_hash"])
+    assert hashes[0] != hashes[1]  # of the same file with other names
     path.write_text(json.dumps({"c0": "c0"}))
     with pytest.raises(ValueError, match=r"lacks the class 'c1'"):
         evaluator.run(Oracle(), params, config, workdir=tmp_path)
