@@ -85,6 +85,12 @@ def test_a_video_is_followed_from_its_first_frame(setting, tmp_path):
     assert "video/click/j&f" in got
 
 
+def test_single_images_are_no_video(setting, tmp_path):
+    config, params, _ = setting
+    with pytest.raises(ValueError, match=r"record 0 \(.*\) is of no sequence; video needs"):
+        evaluator.run(Oracle(), params, only(config, "video"), workdir=tmp_path)
+
+
 def test_evaluating_again_compiles_nothing(setting, tmp_path):
     config, params, _ = setting
     runner = evaluator.Evaluator(Oracle(), config)

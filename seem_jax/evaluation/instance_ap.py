@@ -110,8 +110,9 @@ def read_annotations(path: str | Path) -> dict[int, list[dict]]:
             if isinstance(shape, list) or isinstance(shape["counts"], list):
                 shape = coco_mask.frPyObjects(shape, *size)
             code = coco_mask.merge(shape) if isinstance(shape, list) else shape
-            _check_mask(code, size, f"image {row['image_id']}")
             counts = code["counts"]
+            if problem := _mask_problem(code, size, row["image_id"]):
+                raise ValueError(problem)
             kept = {
                 "category_id": row["category_id"],
                 "iscrowd": int(row.get("iscrowd", 0)),
@@ -171,8 +172,9 @@ def _check(truth: Mapping, detections: Sequence[Mapping], boxes: bool) -> None:
             )
         mask = record.get("segmentation")
         if isinstance(mask, Mapping):
-            where = f"{name} (image {record['image_id']})"
-            _check_mask(mask, images[record["image_id"]], where)
+            image = record["image_id"]
+            if problem := _mask_problem(mask, images[image], image):
+                raise ValueError(f"{name}: {problem}.")
     for number, detection in enumerate(detections):
         score, mask = detection["score"], detection.get("segmentation")
         if not isinstance(score, numbers.Real) or not math.isfinite(score):
@@ -182,15 +184,17 @@ def _check(truth: Mapping, detections: Sequence[Mapping], boxes: bool) -> None:
             raise ValueError(f"detection {number}: its segmentation is no compressed COCO code.")
 
 
-def _check_mask(mask: Mapping, size: tuple[int, int], name: str) -> None:
-    """ValueError for a run-length code that does not cover exactly its image; pycocotools reads on
-    beyond the end of such a code, for ever or into wrong numbers."""
-    if tuple(mask["size"]) != size:
-        raise ValueError(f"{name}: its mask is {tuple(mask['size'])} (height, width), not {size}.")
+def _mask_problem(mask: Mapping, size: tuple[int, int], image: object) -> str:
+    """Why a run-length code does not cover exactly its image, "" if it does. pycocotools reads on beyond
+    the end of such a code, for ever or into wrong numbers."""
     counts = mask["counts"]
     if isinstance(counts, list):
         covered = sum(counts)
     else:
         covered = run_pixels(counts.encode() if isinstance(counts, str) else counts)
-    if covered != size[0] * size[1]:
-        raise ValueError(f"{name}: its mask covers {covered} pixels of {size[0] * size[1]}.")
+    if tuple(mask["size"]) == size and covered == size[0] * size[1]:
+        return ""
+    return (
+        f"its mask is {tuple(mask['size'])} (height, width) and covers {covered} pixels, "
+        f"image {image} is {size}"
+    )
