@@ -127,6 +127,26 @@ def examine_instances(source: Path, path: Path, split: str) -> Examined:
     return faults, jobs
 
 
+def examine_lvis(path: Path) -> Examined:
+    """LVIS: the annotations; its images are files of COCO, which it does not always name."""
+    table, faults = read_lists(path, ("images", "annotations", "categories"))
+    if table is None:
+        return faults, []
+    known = categories_of(path, table, faults, isthing=False)
+    check_instances(path, table, known, sizes_of(table), faults)
+    return faults, []
+
+
+def sizes_of(table: dict) -> dict[int, tuple[int, int] | None]:
+    """Image id -> (height, width), None where the table does not say it."""
+    out = {}
+    for row in table["images"]:
+        if isinstance(row, dict) and "id" in row:
+            size = row.get("height"), row.get("width")
+            out[row["id"]] = size if all(isinstance(value, int) for value in size) else None
+    return out
+
+
 def check_instances(
     path: Path, table: dict, known: set[int] | None, sizes: dict, faults: list[Fault]
 ) -> None:

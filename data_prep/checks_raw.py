@@ -10,6 +10,7 @@ from data_prep import own_files
 from data_prep.checks_coco import (
     examine_captions,
     examine_instances,
+    examine_lvis,
     examine_panoptic,
 )
 from data_prep.checks_files import (
@@ -23,7 +24,7 @@ from data_prep.checks_files import (
 )
 from data_prep.checks_own import examine_labelme, examine_masks, examine_yolo
 from data_prep.checks_refer import examine_merged, examine_refer
-from data_prep.checks_sets import examine_davis, examine_sbd, examine_voc
+from data_prep.checks_sets import examine_davis, examine_frames, examine_sbd, examine_voc
 from data_prep.coco_files import NAME, Files, find_splits
 from data_prep.faults import Fault
 
@@ -47,6 +48,8 @@ def examine(source: Path) -> tuple[list[str], list[Fault], list[Job]]:
             found[path.name] = examine_merged(path)
         if kind in ("panoptic", "instances"):
             categories[kind].append(path)
+    for path in sorted(source.glob("lvis/*lvis*.json")) if found else ():
+        found[str(path.relative_to(source))] = examine_lvis(path)
     for path in sorted(source.glob("*/*.coco.json")):
         found[str(path.relative_to(source))] = examine_instances(source, path, path.parent.name)
     for pattern in ("refs(*).p", "*/refs(*).p", "refer/*/refs(*).p"):
@@ -58,6 +61,8 @@ def examine(source: Path) -> tuple[list[str], list[Fault], list[Job]]:
         found["SBD"] = examine_sbd(source)
     if (source / "ImageSets").is_dir() and (source / "JPEGImages" / "480p").is_dir():
         found["DAVIS"] = examine_davis(source)
+    if (source / "img").is_dir() and (source / "gt").is_dir():
+        found["frames of DAVIS"] = examine_frames(source)
     if own_files.folder_pairs(source, "labels"):
         found["YOLO"] = examine_yolo(source)
     if own_files.folder_pairs(source, "masks"):
@@ -70,7 +75,9 @@ def examine(source: Path) -> tuple[list[str], list[Fault], list[Job]]:
             found["LabelMe"] = examine_labelme(labelme)
         for path in set(paths) - set(labelme):
             split = "" if path.parent == source else path.parent.name
-            found[str(path.relative_to(source))] = examine_instances(source, path, split)
+            name = str(path.relative_to(source))
+            lvis = "lvis" in path.name
+            found[name] = examine_lvis(path) if lvis else examine_instances(source, path, split)
     faults = [fault for one, _ in found.values() for fault in one]
     if categories and whole:
         faults += _unlisted_images(source, [path for some in categories.values() for path in some])

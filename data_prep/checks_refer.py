@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from data_prep.checks_coco import categories_of, check_instances
+from data_prep.checks_coco import categories_of, check_instances, sizes_of
 from data_prep.checks_files import CORRECT, Examined, Rows, read_lists
 from data_prep.faults import FETCH, Fault, repeated, text_problem
 from data_prep.items import Ref
@@ -29,7 +29,7 @@ def examine_refer(path: Path) -> Examined:
     table, faults = read_lists(objects, ("images", "annotations", "categories"))
     if table is None:
         return faults, []
-    sizes = _sizes(table)
+    sizes = sizes_of(table)
     owner_of = {
         row["id"]: row.get("image_id")
         for row in table["annotations"]
@@ -63,18 +63,10 @@ def examine_merged(path: Path) -> Examined:
             refs.append(read_ref(row, rows.label(row)))
         except ValueError as error:
             rows.note(rows.label(row), "", str(error))
-    sizes = _sizes(table)
+    sizes = sizes_of(table)
     _check_refs(refs, sizes, path.name, rows.note)
     check_instances(path, table, None, sizes, faults)
     return faults, []
-
-
-def _sizes(table: dict) -> dict[int, tuple[int, int]]:
-    return {
-        row["id"]: (row.get("height"), row.get("width"))
-        for row in table["images"]
-        if isinstance(row, dict) and "id" in row
-    }
 
 
 def _check_refs(refs: Sequence[Ref], sizes: dict, images: str, note: Note) -> None:

@@ -99,6 +99,37 @@ def examine_davis(source: Path) -> Examined:
     return faults, jobs
 
 
+def examine_frames(source: Path) -> Examined:
+    """Single frames of DAVIS for interactive evaluation: each image with its mask."""
+    images = {path.stem: path for path in sorted((source / "img").glob("*.jpg"))}
+    masks = {path.stem: path for path in sorted((source / "gt").glob("*.png"))}
+    faults = []
+    for own, others, text in (
+        (images, masks, "no mask in gt/ has its name"),
+        (masks, images, "no image in img/ has its name"),
+    ):
+        faults += [
+            Fault(str(own[name]), name, "", text, PAIR) for name in own if name not in others
+        ]
+    both = [name for name in images if name in masks]
+    return faults, [functools.partial(_frame, name, images[name], masks[name]) for name in both]
+
+
+def _frame(name: str, image: Path, png: Path) -> list[Fault]:
+    faults = file_faults(image, None, name)
+    try:
+        labels = davis.read_labels(png, single=True)
+    except ValueError as error:
+        return [*faults, Fault(str(png), name, "", str(error), FETCH)]
+    size = size_of(image)
+    if size and labels.shape != size:
+        text = f"{labels.shape} pixels, the image {size}"
+        faults.append(Fault(str(png), name, "", text, CORRECT))
+    if not labels.any():
+        faults.append(Fault(str(png), name, "", "the image has no object", CORRECT))
+    return faults
+
+
 def _davis_sequence(source: Path, name: str) -> list[Fault]:
     folder, truth = (source / part / "480p" / name for part in ("JPEGImages", "Annotations"))
     frames = sorted(folder.glob("*.jpg"))

@@ -6,10 +6,11 @@
 Looks into every file: images are decoded, checksums computed, polygons and run-length codes read.
 Raw layouts, and the files below --input that they are known by:
     COCO     annotations/panoptic_*.json, instances_*.json, captions_*.json; */*.coco.json
+    LVIS     lvis/*lvis*.json in the folder of COCO, or such files alone
     REFER    refs(*).p beside instances.json, in a folder of its own or not
     VOC      SegmentationObject/
     SBD      inst/
-    DAVIS    ImageSets/ and JPEGImages/480p/
+    DAVIS    ImageSets/ and JPEGImages/480p/, or single frames in img/ and gt/
     one's own, as data_prep/custom.py reads them: labels/ or masks/ beside images/, LabelMe *.json
 Ends with exit status 1 when there are faults.
 """

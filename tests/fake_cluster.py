@@ -1,6 +1,6 @@
 """python -m tests.fake_cluster WORKDIR PROCESS_ID NUM_PROCESSES PORT DEVICES [STEPS [STUCK]]
 
-One process of a real training run of a tiny model over the records of test_pipeline, on DEVICES forced
+One process of a real training run of a tiny model over the records of pipeline_support, on DEVICES forced
 CPU devices in each process, on a mesh that splits parameters and batches. Prints the samples of each step.
 STUCK = "1:4": process 1 sleeps for ever in place of reading the batch that is its fourth of this start.
 """
@@ -20,7 +20,7 @@ from seem_jax import train
 from seem_jax.config import FaultsConfig, MeshConfig
 from seem_jax.data import pipeline
 from seem_jax.evaluation import evaluator
-from tests import fakes, test_pipeline
+from tests import fakes, pipeline_support
 
 NUM_STEPS, BATCH_SIZE = 3, 8
 
@@ -79,9 +79,9 @@ class NoEvaluator:
 def open_data(config):
     batches = pipeline.train_batches(
         config.data,
-        test_pipeline.FakeTokenizer(),
-        templates=test_pipeline.TEMPLATES,
-        splits=[test_pipeline.RECORDS],
+        pipeline_support.FakeTokenizer(),
+        templates=pipeline_support.TEMPLATES,
+        splits=[pipeline_support.RECORDS],
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )

@@ -29,7 +29,7 @@ from seem_jax.training import goodput
 from seem_jax.training import state as states
 from seem_jax.training.step import make_train_step, vocabulary
 from seem_jax.training.watchdog import EXIT_STUCK
-from tests import test_pipeline
+from tests import pipeline_support
 from tests.fakes import class_token_ids, tiny_config
 from tests.test_processes import free_port
 from tests.test_watchdog import endings, wait_for
@@ -147,8 +147,8 @@ def test_resuming_at_each_of_twenty_steps_gives_the_same_bits_and_samples(tmp_pa
 
     def batches():
         return pipeline.train_batches(
-            config.data, test_pipeline.FakeTokenizer(), templates=test_pipeline.TEMPLATES,
-            splits=[test_pipeline.RECORDS],
+            config.data, pipeline_support.FakeTokenizer(), templates=pipeline_support.TEMPLATES,
+            splits=[pipeline_support.RECORDS],
         )  # fmt: skip
 
     state = states.create(model, config, mesh, jax.random.key(0))

@@ -1,5 +1,7 @@
 """Truth that cannot be is refused when an example is made of it."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
@@ -7,7 +9,7 @@ from pycocotools import mask as coco_mask
 from seem_jax.data import collate
 from seem_jax.data.schema import run_pixels
 from seem_jax.evaluation import truth
-from tests.test_pipeline import CONFIG, FakeTokenizer, record
+from tests.pipeline_support import CONFIG, SIZE, FakeRecords, FakeTokenizer, batches_of, record
 
 BAD = {
     "covers 4 pixels of": lambda r: r.object_rle.__setitem__(0, b"04"),
@@ -27,6 +29,20 @@ def test_bad_truth_is_refused_by_name(message):
     names = [f"class {number}" for number in range(5)]
     with pytest.raises(ValueError, match=message):
         collate.training_example(bad, 0, names, ("{}",), CONFIG, FakeTokenizer(), rng)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("height", SIZE + 1, r"3\.png is \(48, 48\).*\(49, 48\)"),
+        ("segment_id", [1, 2, 3], "holds segment 6, its table only 3"),
+        ("segment_map", b"junk", r"segments of 3\.png"),
+    ],
+)
+def test_truth_that_does_not_fit_its_image_is_refused(field, value, message):
+    broken = dataclasses.replace(record(3), **{field: value})
+    with pytest.raises(ValueError, match=message):
+        batches_of(count=1, splits=(FakeRecords([broken]),))
 
 
 def test_evaluation_refuses_a_damaged_mask_before_it_is_decoded():

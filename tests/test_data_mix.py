@@ -8,8 +8,8 @@ import pytest
 from data_prep import custom, writer
 from seem_jax.config import DataConfig
 from seem_jax.data import pipeline, sources
+from tests.pipeline_support import FakeTokenizer, assert_equal
 from tests.test_converters_custom import write_picture, write_text
-from tests.test_pipeline import FakeTokenizer, assert_equal
 
 TEMPLATES = ("{}", "the {}")
 CONFIG = DataConfig(

@@ -4,7 +4,10 @@ import concurrent.futures
 import dataclasses
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,7 +15,7 @@ import pytest
 
 from seem_jax.data import pipeline
 from seem_jax.data.in_flight import InFlight
-from tests.test_pipeline import (
+from tests.pipeline_support import (
     CONFIG,
     RECORDS,
     TEMPLATES,
@@ -149,3 +152,54 @@ def test_any_number_of_workers_and_hosts_makes_the_same_batches(workers, hosts):
     samples = np.concatenate([batch.sample_id for batch in whole])
     for epoch in samples[:10], samples[10:20]:
         assert sorted(epoch) == list(range(len(RECORDS)))
+
+
+ORPHAN = """
+import dataclasses, time
+from tests import pipeline_support as t
+if __name__ == "__main__":
+    config = dataclasses.replace(t.CONFIG, num_workers=1)
+    batches = t.pipeline.train_batches(config, t.FakeTokenizer(), templates=t.TEMPLATES, splits=[t.RECORDS])
+    next(batches)
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks at processes in /proc")
+@pytest.mark.parametrize(
+    "trial", [0, *(pytest.param(trial, marks=pytest.mark.slow) for trial in range(1, 20))]
+)
+def test_workers_do_not_outlive_a_killed_parent(tmp_path, trial):
+    script = tmp_path / "parent.py"
+    script.write_text(ORPHAN)
+    root = str(Path(__file__).parents[1])
+    parent = subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": root},
+        cwd=root,
+    )
+    assert parent.stdout.readline() == b"ready\n"
+    children = [
+        int(child)
+        for task in Path(f"/proc/{parent.pid}/task").iterdir()
+        for child in (task / "children").read_text().split()
+    ]
+    assert children
+    time.sleep(float(np.random.default_rng(trial).uniform(0, 1)) * (trial > 0))
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 5
+    while any(_alive(child) for child in children) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [child for child in children if _alive(child)]
+    parent.stdout.close()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"

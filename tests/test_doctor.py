@@ -573,6 +573,44 @@ def test_sets_of_interactive_evaluation_are_checked_too(tmp_path):
     assert found == {("dog", "frame 1"), ("dog", ""), ("dog, frame 00002", "object 16")}
 
 
+def test_single_frames_of_davis_are_checked_too(tmp_path):
+    for folder in ("img", "gt"):
+        (tmp_path / folder).mkdir()
+    for name in ("dog_00000", "dog_00007"):
+        cv2.imwrite(str(tmp_path / "img" / f"{name}.jpg"), np.zeros((HEIGHT, WIDTH, 3), np.uint8))
+        palette(tmp_path / "gt" / f"{name}.png", labels() == 1)
+    assert doctor.examine(tmp_path) == []
+    palette(tmp_path / "gt" / "dog_00007.png", labels()[:-1] == 1)
+    palette(tmp_path / "gt" / "dog_00000.png", labels() < 0)
+    palette(tmp_path / "gt" / "cat_00000.png", labels() == 1)
+    found = {(fault.record, fault.problem.split()[-1]) for fault in doctor.examine(tmp_path)}
+    assert found == {
+        ("dog_00007", f"{WIDTH})"),
+        ("dog_00000", "object"),
+        ("cat_00000", "name"),
+    }
+
+
+def test_lvis_is_checked_without_images_of_its_own(tmp_path):
+    """It names the photographs of COCO by other paths, or not at all."""
+    box = [[1, 1, 9, 1, 9, 9, 1, 9]]
+    row = {"id": 1, "image_id": 7, "category_id": 3, "area": 64, "bbox": [1, 1, 8, 8]}
+    table = {
+        "images": [{"id": 7, "height": 20, "width": 30, "coco_url": "train2017/7.jpg"}],
+        "annotations": [row | {"segmentation": box}],
+        "categories": [{"id": 3, "name": "mug"}],
+    }
+    path = tmp_path / "lvis_v1_train.json"
+    path.write_text(json.dumps(table))
+    assert doctor.examine(tmp_path) == []
+    table["annotations"].append(
+        row | {"id": 2, "category_id": 9, "segmentation": [[1, 1, 40, 1, 9, 9]]}
+    )
+    path.write_text(json.dumps(table))
+    found = {(fault.record, fault.field) for fault in doctor.examine(tmp_path)}
+    assert found == {("annotation id 2", "category_id"), ("annotation id 2", "segmentation")}
+
+
 def test_the_program_prints_faults_and_fails(copy):
     image(copy).unlink()
     command = [sys.executable, "-m", "data_prep.doctor", "--input", str(copy / "coco")]

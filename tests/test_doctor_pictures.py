@@ -12,6 +12,7 @@ from data_prep import coco, doctor, refcoco
 from data_prep.checks_coco import segmentation_problems
 from seem_jax.config import DataConfig
 from seem_jax.data import pipeline
+from tests.pipeline_support import FakeTokenizer
 from tests.test_converters import SAMPLES, needs_samples
 from tests.test_converters_sets import box_polygon
 from tests.test_doctor import (
@@ -26,7 +27,6 @@ from tests.test_doctor import (
     png,
     second,
 )
-from tests.test_pipeline import FakeTokenizer
 
 BOW_TIE = [2, 2, 20, 20, 20, 2, 2, 20]
 

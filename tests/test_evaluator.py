@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from seem_jax.evaluation import evaluator, results
+from seem_jax.evaluation.tasks import base
 from tests.evaluation_support import Oracle, only, record, setting
 
 __all__ = ["setting"]  # a fixture
@@ -84,6 +85,12 @@ def test_a_video_is_followed_from_its_first_frame(setting, tmp_path):
     assert "video/click/j&f" in got
 
 
+def test_single_images_are_no_video(setting, tmp_path):
+    config, params, _ = setting
+    with pytest.raises(ValueError, match=r"record 0 \(.*\) is of no sequence; video needs"):
+        evaluator.run(Oracle(), params, only(config, "video"), workdir=tmp_path)
+
+
 def test_evaluating_again_compiles_nothing(setting, tmp_path):
     config, params, _ = setting
     runner = evaluator.Evaluator(Oracle(), config)
@@ -102,9 +109,24 @@ def test_a_vocabulary_gives_names_and_must_be_complete(setting, tmp_path):
     config = only(config, "panoptic", vocabulary=str(path))
     got = evaluator.run(Oracle(), params, config, workdir=tmp_path)
     assert got["panoptic/rq"] == pytest.approx(100)
+    hashes = [results.read(tmp_path / "samples" / "panoptic.jsonl")[0]["protocol_hash"]]
+    path.write_text(json.dumps({"c0": "c1", "c1": "c0", "c2": "c2", "c3-stuff": "c3"}))
+    assert evaluator.run(Oracle(), params, config, workdir=tmp_path)["panoptic/rq"] < 60
+    hashes.append(results.read(tmp_path / "samples" / "panoptic.jsonl")[0]["protocol_hash"])
+    assert hashes[0] != hashes[1]  # of the same file with other names
     path.write_text(json.dumps({"c0": "c0"}))
     with pytest.raises(ValueError, match=r"lacks the class 'c1'"):
         evaluator.run(Oracle(), params, config, workdir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["[1, 2", "[1, 2]", '{"c0": 5}', '{"c0": [5]}', '{"c0": {"c0": 1}}']
+)
+def test_a_file_that_is_no_vocabulary_is_named(tmp_path, text):
+    path = tmp_path / "names.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"names\.json is no JSON object of class names"):
+        base.read_vocabulary(path, ["c0"])
 
 
 def test_unknown_tasks_are_named(setting):

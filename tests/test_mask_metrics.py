@@ -95,13 +95,40 @@ def test_boxes_and_the_faster_package_give_the_same(monkeypatch):
         ({"image_id": 9}, r"detection 1: unknown image 9"),
         ({"category_id": 5}, r"detection 1 \(image 1\): unknown category 5"),
         ({"score": math.nan}, r"detection 1: its score is nan"),
-        ({"segmentation": rle(0, 2, 0, 2, (4, 4))}, r"detection 1: its mask is \(4, 4\)"),
+        ({"score": "0.9"}, r"detection 1: its score is '0.9'"),
+        (
+            {"segmentation": rle(0, 2, 0, 2, (4, 4))},
+            r"detection 1: its mask is \(4, 4\)",
+        ),
+        # pycocotools never returns from this one, and takes the next for another mask.
+        (
+            {"segmentation": {**BOX, "counts": b"zz"}},
+            r"detection 1: .* covers -1 pixels, image 1 is",
+        ),
+        (
+            {"segmentation": {**BOX, "counts": b"d0"}},
+            r"detection 1: .* covers 20 pixels, image 1 is",
+        ),
+        ({"segmentation": {**BOX, "counts": [1]}}, r"detection 1: .* covers 1 pixels, image 1 is"),
+        ({"segmentation": [[0, 0, 5, 0, 5, 5]]}, r"detection 1: .* no compressed COCO code"),
     ],
 )
 def test_bad_detections_are_named(change, message):
     good = found(1, 3, BOX, 0.5)
     with pytest.raises(ValueError, match=message):
         average_precision(truth((1, 3, BOX, 0)), [good, good | change])
+
+
+def test_missing_fields_are_named():
+    good = found(1, 3, BOX, 0.5)
+    for field in good:
+        bad = {name: value for name, value in good.items() if name != field}
+        with pytest.raises(ValueError, match=f"detection 1 has no {field}"):
+            average_precision(truth((1, 3, BOX, 0)), [good, bad])
+    data = truth((1, 3, BOX, 0))
+    del data["annotations"][0]["area"]
+    with pytest.raises(ValueError, match="annotation 1 of the truth has no area"):
+        average_precision(data, [good])
 
 
 def test_duplicate_ids_in_the_truth_are_named():

@@ -8,7 +8,7 @@ import numpy as np
 from seem_jax.config import DataConfig
 from seem_jax.config_files import load_config
 from seem_jax.models.prompts.text import different_texts
-from tests.test_pipeline import (
+from tests.pipeline_support import (
     BALLS,
     CLASS_RECORDS,
     CONFIG,

@@ -97,6 +97,18 @@ def test_a_curve_stays_inside_its_frame():
     np.testing.assert_allclose(dots, plots.DOT * np.sqrt([1 / 9, 4 / 9, 1]), atol=0.06)
 
 
+@pytest.mark.parametrize(("sign", "anchor"), [(1, "start"), (-1, "end")])
+def test_names_of_curves_stand_in_the_emptier_corner(sign, anchor):
+    x = np.linspace(0, 1, 20)
+    points = np.stack([x, sign * np.maximum(x, 0.8)], axis=1).tolist()
+    svg = ElementTree.fromstring(plots.svg([plots.Line(points, "risk")], plots.Axes()))
+    (name,) = (text for text in svg.iter("text") if text.text == "risk")
+    assert name.get("text-anchor") == anchor
+    assert (float(name.get("x")), float(name.get("y"))) == pytest.approx(
+        (plots.LEFT, plots.TOP) if sign > 0 else (plots.WIDTH, plots.HEIGHT), abs=32
+    )
+
+
 def test_a_sheet_has_its_rows_and_columns(tmp_path):
     sheet = Sheet(("a", "b", "c"))
     sheet.save(tmp_path / "none.png")

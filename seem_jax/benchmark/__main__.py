@@ -1,6 +1,7 @@
 """What a configuration costs: python -m seem_jax.benchmark --suite=operations --config=configs/focalt.py
 
-Prints a flat dictionary, `<suite>/<figure>`; --json=FILE keeps it. Suites:
+Without --config it is configs/focalt.py, the official size. Prints a flat dictionary,
+`<suite>/<figure>`; --json=FILE keeps it. Suites:
 
     operations  operation counts and bytes of every part, by the compiler; runs nothing
     forward     encoding an image, and all segments with their names
@@ -29,6 +30,7 @@ from pathlib import Path
 import jax
 from absl import app, flags
 
+from configs import focalt
 from seem_jax.benchmark import (
     checkpoint,
     compiling,
@@ -68,7 +70,7 @@ def main(argv: list[str]) -> None:
     """Runs the suites of --suite and prints their figures."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}; see --help")
-    config = CONFIG.value
+    config = CONFIG.value or focalt.get_config()
     validate(config)
     unknown = sorted(set(SUITE.value) - set(SUITES))
     if unknown:
@@ -109,5 +111,4 @@ def _machine() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
     run_program(main)

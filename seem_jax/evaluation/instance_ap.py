@@ -8,6 +8,7 @@ import dataclasses
 import io
 import json
 import math
+import numbers
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,14 +44,15 @@ def average_precision(
     A detection is {image_id, category_id, score, segmentation and/or bbox} as in a COCO result
     file; equal scores keep their order. faster takes the package faster-coco-eval, a drop-in that
     agrees to rounding. Raises ValueError, naming the record, for duplicate ids, unknown images or
-    categories, masks of another size than their image and scores that are no numbers.
+    categories, missing fields, masks that do not cover exactly their image and scores that are no
+    numbers.
     """
     truth = copy.deepcopy(dict(truth))
     truth.setdefault("info", {})
     truth.setdefault("annotations", [])
     for annotation in truth["annotations"]:
         annotation.setdefault("iscrowd", 0)
-    _check(truth, detections)
+    _check(truth, detections, boxes)
     if faster:
         try:
             import faster_coco_eval
@@ -109,12 +111,8 @@ def read_annotations(path: str | Path) -> dict[int, list[dict]]:
                 shape = coco_mask.frPyObjects(shape, *size)
             code = coco_mask.merge(shape) if isinstance(shape, list) else shape
             counts = code["counts"]
-            covered = run_pixels(counts.encode() if isinstance(counts, str) else counts)
-            if tuple(code["size"]) != size or covered != size[0] * size[1]:
-                raise ValueError(
-                    f"its mask is {tuple(code['size'])} (height, width) and covers {covered} pixels, "
-                    f"image {row['image_id']} is {size}"
-                )
+            if problem := _mask_problem(code, size, row["image_id"]):
+                raise ValueError(problem)
             kept = {
                 "category_id": row["category_id"],
                 "iscrowd": int(row.get("iscrowd", 0)),
@@ -148,16 +146,23 @@ def _twice(records: Sequence[Mapping]) -> list:
     return [number for number, count in counts.items() if count > 1][:5]
 
 
-def _check(truth: Mapping, detections: Sequence[Mapping]) -> None:
+def _check(truth: Mapping, detections: Sequence[Mapping], boxes: bool) -> None:
     images = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
     categories = {category["id"] for category in truth["categories"]}
     for kind in ("images", "categories", "annotations"):
         twice = _twice(truth[kind])
         if twice:
             raise ValueError(f"truth: ids {twice} occur more than once among its {kind}.")
-    records = [(f"annotation {a['id']} of the truth", a) for a in truth["annotations"]]
-    records += [(f"detection {number}", detection) for number, detection in enumerate(detections)]
-    for name, record in records:
+    common = {"image_id", "category_id"}
+    fields = common | {"area", "bbox" if boxes else "segmentation"}
+    records = [(f"annotation {a['id']} of the truth", a, fields) for a in truth["annotations"]]
+    # pycocotools takes all detections for what the first one is, boxes or masks.
+    shape = {"segmentation", "bbox"} & set(detections[0] if detections else ()) or {"segmentation"}
+    fields = common | {"score"} | shape
+    records += [(f"detection {number}", found, fields) for number, found in enumerate(detections)]
+    for name, record, required in records:
+        if missing := sorted(required - set(record)):
+            raise ValueError(f"{name} has no {' and no '.join(missing)}.")
         if record["image_id"] not in images:
             raise ValueError(f"{name}: unknown image {record['image_id']!r}.")
         if record["category_id"] not in categories:
@@ -165,14 +170,31 @@ def _check(truth: Mapping, detections: Sequence[Mapping]) -> None:
                 f"{name} (image {record['image_id']}): unknown category "
                 f"{record['category_id']!r}; known are {sorted(categories)}."
             )
-        mask, size = record.get("segmentation"), images[record["image_id"]]
-        if isinstance(mask, Mapping) and tuple(mask["size"]) != size:
-            raise ValueError(
-                f"{name}: its mask is {tuple(mask['size'])} (height, width), image "
-                f"{record['image_id']} is {size}."
-            )
+        mask = record.get("segmentation")
+        if isinstance(mask, Mapping):
+            image = record["image_id"]
+            if problem := _mask_problem(mask, images[image], image):
+                raise ValueError(f"{name}: {problem}.")
     for number, detection in enumerate(detections):
-        if not math.isfinite(detection["score"]):
-            raise ValueError(f"detection {number}: its score is {detection['score']}.")
-        if not ({"segmentation", "bbox"} & set(detection)):
-            raise ValueError(f"detection {number} has neither segmentation nor bbox.")
+        score, mask = detection["score"], detection.get("segmentation")
+        if not isinstance(score, numbers.Real) or not math.isfinite(score):
+            raise ValueError(f"detection {number}: its score is {score!r}.")
+        coded = isinstance(mask, Mapping) and isinstance(mask["counts"], (str, bytes))
+        if "bbox" not in shape and not coded:
+            raise ValueError(f"detection {number}: its segmentation is no compressed COCO code.")
+
+
+def _mask_problem(mask: Mapping, size: tuple[int, int], image: object) -> str:
+    """Why a run-length code does not cover exactly its image, "" if it does. pycocotools reads on beyond
+    the end of such a code, for ever or into wrong numbers."""
+    counts = mask["counts"]
+    if isinstance(counts, list):
+        covered = sum(counts)
+    else:
+        covered = run_pixels(counts.encode() if isinstance(counts, str) else counts)
+    if tuple(mask["size"]) == size and covered == size[0] * size[1]:
+        return ""
+    return (
+        f"its mask is {tuple(mask['size'])} (height, width) and covers {covered} pixels, "
+        f"image {image} is {size}"
+    )

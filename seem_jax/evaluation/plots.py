@@ -77,7 +77,11 @@ def svg(lines: Sequence[Line], axes: Axes) -> str:
             parts.append(
                 f'<circle cx="{x}" cy="{y}" r="{radius:.1f}" fill="{colour}" fill-opacity="0.5"/>'
             )
-    parts += _legend([line.name for line in lines], floor)
+    # The names stand in the corner that fewer points lie in.
+    middle = (left + right) / 2, (low + high) / 2
+    lower_right = sum(x > middle[0] and y < middle[1] for x, y in zip(xs, ys, strict=True))
+    upper_left = sum(x < middle[0] and y > middle[1] for x, y in zip(xs, ys, strict=True))
+    parts += _legend([line.name for line in lines], floor, upper_left < lower_right)
     for y, value in ((TOP + 4, high), (floor, low)):
         parts.append(f'<text x="{LEFT - 4}" y="{y}" text-anchor="end">{value:.4g}</text>')
     for x, anchor, value in ((LEFT, "start", left), (LEFT + width, "end", right)):
@@ -86,13 +90,15 @@ def svg(lines: Sequence[Line], axes: Axes) -> str:
     return f"<svg {size}>{''.join(parts)}</svg>"
 
 
-def _legend(names: Sequence[str], floor: int) -> list[str]:
-    """The names in the colours of their lines, in the lower right corner."""
+def _legend(names: Sequence[str], floor: int, upper_left: bool) -> list[str]:
+    """The names in the colours of their lines, in the upper left or else the lower right corner."""
     named = [
         (name, colour) for name, colour in zip(names, COLOURS * len(names), strict=False) if name
     ]
+    x, anchor = (LEFT + 8, "start") if upper_left else (WIDTH - 16, "end")
+    first = TOP + 12 if upper_left else floor - 8 - 14 * (len(named) - 1)
     return [
-        f'<text x="{WIDTH - 16}" y="{floor - 8 - 14 * (len(named) - 1 - row)}" text-anchor="end" '
+        f'<text x="{x}" y="{first + 14 * row}" text-anchor="{anchor}" '
         f'style="fill:{colour}">{html.escape(name)}</text>'
         for row, (name, colour) in enumerate(named)
     ]

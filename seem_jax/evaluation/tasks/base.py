@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -171,9 +172,14 @@ def read_vocabulary(path: str | Path, names: Sequence[str]) -> list[list[str]]:
 
     Raises ValueError for a file that is no such object and for a class that it lacks.
     """
+    groups = []
     try:
         found = json.loads(Path(path).read_text())
-        groups = [[found[n]] if isinstance(found[n], str) else list(found[n]) for n in names]
+        for name in names:
+            said = [found[name]] if isinstance(found[name], str) else found[name]
+            if not (isinstance(said, list) and all(isinstance(one, str) for one in said)):
+                raise TypeError(f"{name!r} is called {said!r:.80}")
+            groups.append(said)
     except KeyError as error:
         raise ValueError(
             f"the vocabulary {path} lacks the class {error}; it needs all of {list(names)}."
@@ -183,6 +189,15 @@ def read_vocabulary(path: str | Path, names: Sequence[str]) -> list[list[str]]:
             f"the vocabulary {path} is no JSON object of class names ({error})."
         ) from error
     return groups
+
+
+def identified(path: str | Path) -> str:
+    """The name of a file and a hash of what it holds, for a protocol. ValueError if it cannot be read."""
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}).") from error
+    return f"{Path(path).name}, SHA-256 {hashlib.sha256(content).hexdigest()[:12]}"
 
 
 def unstack(tree, rows: Sequence) -> Iterator:

@@ -356,9 +356,13 @@ def _picture(record: Record, items: list[Item], num: int, stroke: bool) -> Pictu
         for rows in (middle & (number < 0), middle)
     )
     curve = 100 * end.iou[0]
+    firsts = np.concatenate([one.curves[: len(one.objects), 0] for one in items])
+    caption = f"IoU {curve[0]:.0f} at first, {curve[-1]:.0f} at the end; rounds: {int(end.rounds)}"
+    if len(firsts) > 1:  # the image was chosen for the mean of them
+        caption += f"; all {len(firsts)} objects {100 * firsts.mean():.0f} at first"
     return [
         sheets.answered(image, None, *first),
         sheets.answered(image, item.objects[0].mask),
         sheets.answered(image, end.first[0][cut], *first),
         sheets.answered(image, end.last[0][cut], *every),
-    ], f"IoU {curve[0]:.0f} at first, {curve[-1]:.0f} at the end; rounds: {int(end.rounds)}"
+    ], caption

@@ -20,7 +20,7 @@ from seem_jax.evaluation.panoptic import Counts, PanopticQuality
 from seem_jax.evaluation.reader import named
 from seem_jax.evaluation.results import Result
 from seem_jax.evaluation.semantic import SemanticScores
-from seem_jax.evaluation.tasks.base import Answer, Context, Pictures, unstack
+from seem_jax.evaluation.tasks.base import Answer, Context, Pictures, identified, unstack
 from seem_jax.image import decode_image
 from seem_jax.models.seem import class_logits, mask_logits
 
@@ -94,8 +94,9 @@ class Everything:
         return self.context.grouped(self.data, samples, self.sizing)
 
     def protocol(self) -> dict[str, Any]:
+        vocabulary = self.context.config.evaluation.vocabulary
         return {
-            "vocabulary": self.context.config.evaluation.vocabulary or "class names of the data",
+            "vocabulary": identified(vocabulary) if vocabulary else "class names of the data",
             "image": self.sizing.describe(),
             "mask_resize": "bilinear to the padded input, antialiased bicubic to the original",
         }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from seem_jax.data.schema import Record
 from seem_jax.evaluation import truth
 from seem_jax.evaluation.instance_ap import average_precision, read_annotations
 from seem_jax.evaluation.results import Result
-from seem_jax.evaluation.tasks.base import Answer, Context, Pictures
+from seem_jax.evaluation.tasks.base import Answer, Context, Pictures, identified
 from seem_jax.evaluation.tasks.everything import Everything, object_logits, one_by_one
 
 SHOWN = 0.5  # score above which a picture has a detection
@@ -49,7 +48,7 @@ class Instances(Everything):
         faster = self.context.config.evaluation.faster_coco_eval
         return super().protocol() | {
             "metric": "COCO mask AP, " + ("faster-coco-eval" if faster else "pycocotools"),
-            "truth": f"the annotations of {Path(self.file).name}"
+            "truth": f"the annotations of {identified(self.file)}"
             if self.file
             else "thing segments of the panoptic truth, crowds as crowds",
             "detections": f"best {self.TOP} pairs of query and class, thing classes of these",

@@ -134,6 +134,8 @@ class Referring:
                 row.append(sheets.answered(image, answer.mask[b, 0][cut], *clicks))
                 iou = answer.intersection[b, 0] / max(answer.union[b, 0], 1)
                 caption += f"    {way}: IoU {100 * iou:.0f}"
+            if len(own) > 1:  # the image was chosen for the mean of them
+                caption += f"    all {len(own)} sentences, {last}: {result['score']:.0f}"
             return row, caption
 
         return Answer(result, pictures)

@@ -62,7 +62,13 @@ class Video:
         self.data = context.open(split)
         sequences: dict[str, list[int]] = {}
         for sample in range(len(self.data)):
-            sequences.setdefault(self.data[sample].sequence, []).append(sample)
+            record = self.data[sample]
+            if not record.sequence:
+                raise ValueError(
+                    f"{split}, record {sample} ({record.file_name}) is of no sequence; video needs a data "
+                    "set of sequences, as data_prep.davis makes it."
+                )
+            sequences.setdefault(record.sequence, []).append(sample)
         self.sequences = list(sequences.values())
         self.first = functools.cache(
             lambda num: jax.jit(functools.partial(first_frame, context.model, num=num))
@@ -106,7 +112,7 @@ class Video:
             maps = [self._truth(*one) for one in zip(batch.samples, batch.records, strict=True)]
             features = self.encode(params, batch.image, batch.image_size)
             if given is None:
-                name = batch.records[0].sequence or batch.records[0].file_name
+                name = batch.records[0].sequence
                 scores = vos.FrameScores(name)
                 given = self._first_frame(params, features, maps[0])
             labels = self.later(params, *given, features, self.context.plan(batch))
