@@ -119,16 +119,12 @@ def _train(config: Config, workdir: Path, watchdog: Watchdog) -> int:
         _say(f"training {config.name} in {workdir} on {devices}")
 
         # The step compiles while the state is made: fresh, or where the run was stopped
-        compilation = Compilation(
-            model,
-            config,
-            mesh,
-            collate.batch_shapes(config.data, config.data.batch_size),
-            data.class_ids,
-            data.class_valid,
+        batch = collate.batch_shapes(config.data, config.data.batch_size)
+        compilation = stack.enter_context(
+            Compilation(model, config, mesh, batch, data.class_ids, data.class_valid)
         )
         if checkpoints.latest != config.num_steps:
-            stack.enter_context(compilation)
+            compilation.begin()
         state = _start(model, config, mesh, checkpoints, data)
         checkpoints.check_room(state.trainable, state.opt_state)
         first_step = int(state.step)

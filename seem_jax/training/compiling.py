@@ -19,8 +19,8 @@ from seem_jax.types import Array, Batch
 
 
 class Compilation:
-    """Begins when it is entered, in a thread of its own. Leaving it waits for its end, but for errors,
-    which are told at once; the process then ends when XLA has."""
+    """Runs in a thread of its own. A context manager: leaving it waits for the end, but for errors, which are
+    told at once; the process then ends when XLA has."""
 
     def __init__(
         self,
@@ -34,10 +34,9 @@ class Compilation:
         """batch holds the ShapeDtypeStructs of a global batch; the class names are as for `vocabulary`."""
         self._arguments = model, config, mesh, batch, class_ids, class_valid
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="compilation")
+        self._found: concurrent.futures.Future[tuple[Compiled, float]] | None = None
 
     def __enter__(self) -> Compilation:
-        self._began = time.perf_counter()
-        self._found = self._thread.submit(_compile, *self._arguments)
         return self
 
     def __exit__(
@@ -48,16 +47,23 @@ class Compilation:
     ) -> None:
         self._thread.shutdown(wait=error is None)
 
+    def begin(self) -> None:
+        self._found = self._thread.submit(_compile, *self._arguments)
+
     def result(self) -> tuple[Compiled, float]:
-        """(the program, the seconds that it took), once it is there. Of fixed shapes, so it cannot compile
-        a second time."""
-        compiled, ended = self._found.result()
-        return compiled, ended - self._began
+        """(the program, the seconds that it took), once it is there; begins now if it did not before.
+
+        The program is one of fixed shapes, so it cannot compile a second time.
+        """
+        if self._found is None:
+            self.begin()
+        return self._found.result()
 
 
 def _compile(
     model: SEEM, config: Config, mesh: Mesh, batch: Batch, class_ids: Array, class_valid: Array
 ) -> tuple[Compiled, float]:
+    began = time.perf_counter()
     state = states.abstract(model, config, mesh)
     names = jax.eval_shape(
         lambda params: vocabulary(model, params, config, class_ids, class_valid),
@@ -68,4 +74,4 @@ def _compile(
     )
     with sharding.use(mesh):
         compiled = make_train_step(model, config, mesh).lower(state, placed, names).compile()
-    return compiled, time.perf_counter()
+    return compiled, time.perf_counter() - began
