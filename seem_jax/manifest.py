@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 NAME = "manifest.json"
+WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}  # by bytes of an element
+SEEDS = (0x9E3779B9, 0x7F4A7C15)
 
 
 def write(path: Path, leaves: dict[str, str]) -> None:
@@ -67,7 +69,7 @@ def differing(wanted: dict[str, str], trees: dict[str, Any]) -> list[str]:
     return [path for path, value in found.items() if wanted.get(path) != value]
 
 
-def fingerprints(trees: dict[str, Any]) -> dict[str, jax.Array]:
+def fingerprints(trees: dict[str, Any]) -> dict[str, jax.Array | np.ndarray]:
     """Path -> uint32 [2], computed where the arrays lie; an accelerator returns before they are done.
 
     Two sums modulo 2^32 over the bits of all elements, each times odd numbers that depend on the
@@ -75,42 +77,59 @@ def fingerprints(trees: dict[str, Any]) -> dict[str, jax.Array]:
     flipped bit changes each sum for certain, other changes with probability 1 - 2^-64.
     """
     # XLA:CPU has a thread per device: two programs at once that wait for all devices may lock up.
-    one_by_one = jax.default_backend() == "cpu" and jax.device_count() > 1
+    on_cpu = jax.default_backend() == "cpu"
+    one_by_one = on_cpu and jax.device_count() > 1
+    # For each shape XLA:CPU compiles for longer than NumPy sums up the arrays of a whole small model.
+    sums_of = _sums_by_numpy if on_cpu and not one_by_one else _sums
     prints = {}
     for path, x in jax.tree_util.tree_leaves_with_path(trees):
-        sums = _sums(x)
+        sums = sums_of(x)
         prints[jax.tree_util.keystr(path, simple=True, separator="/")] = sums
         if one_by_one:
             jax.block_until_ready(sums)
     return prints
 
 
-def fetch(prints: dict[str, jax.Array]) -> dict[str, str]:
+def fetch(prints: dict[str, jax.Array | np.ndarray]) -> dict[str, str]:
     """The fingerprints as text, once they are done."""
-    values = {path: np.asarray(x.addressable_data(0)) for path, x in prints.items()}
+    values = {
+        path: x if isinstance(x, np.ndarray) else np.asarray(x.addressable_data(0))
+        for path, x in prints.items()
+    }
     return {path: f"{a:08x}{b:08x}" for path, (a, b) in values.items()}
 
 
 @jax.jit
 def _sums(x: jax.Array) -> jax.Array:
-    words = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
-    bits = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(x, words)
+    bits = x.astype(jnp.uint8)
+    if x.dtype != jnp.bool_:
+        bits = jax.lax.bitcast_convert_type(x, WORDS[x.dtype.itemsize])
     bits = bits.astype(jnp.uint32)
     place = jnp.zeros(bits.shape, jnp.uint32)
     for axis, size in enumerate(bits.shape):  # the linear index, without a reshape across devices
         place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-    sums = [
-        (bits * (_mixed(place + jnp.uint32(seed)) | jnp.uint32(1))).sum(dtype=jnp.uint32)
-        for seed in (0x9E3779B9, 0x7F4A7C15)
-    ]
-    return jnp.stack(sums)
+    return jnp.stack([_sum(bits, place, seed) for seed in SEEDS])
 
 
-def _mixed(x: jax.Array) -> jax.Array:
+def _sums_by_numpy(x: jax.Array) -> np.ndarray:
+    """`_sums` of an array that lies whole in the memory of this process."""
+    held = np.asarray(x)
+    bits = np.ascontiguousarray(held).reshape(-1).view(WORDS[held.dtype.itemsize])
+    place = np.arange(bits.size, dtype=np.uint32)
+    return np.stack([_sum(bits.astype(np.uint32), place, seed) for seed in SEEDS])
+
+
+def _sum(bits, place, seed):
+    """uint32 [], for arrays of JAX or NumPy."""
+    odd = _mixed(place + np.uint32(seed)) | np.uint32(1)
+    return (bits * odd).sum(dtype=np.uint32)
+
+
+def _mixed(x):
     """The finaliser of MurmurHash3 (Appleby, public domain): neighbours get unlike numbers."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+    return x ^ (x >> np.uint32(16))
 
 
 def _digest(content: dict) -> str:

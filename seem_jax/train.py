@@ -35,13 +35,14 @@ from seem_jax.config import Config
 from seem_jax.config_checks import validate
 from seem_jax.config_files import to_json
 from seem_jax.config_flag import CONFIG, join_processes, run_program
-from seem_jax.data import catalog, pipeline
+from seem_jax.data import catalog, collate, pipeline
 from seem_jax.evaluation import evaluator, report
 from seem_jax.models.language import class_names
 from seem_jax.models.language.tokenizer import Tokenizer
 from seem_jax.models.seem import SEEM, build
 from seem_jax.training import agreement, goodput, starting_weights
 from seem_jax.training import state as states
+from seem_jax.training.compiling import Compilation
 from seem_jax.training.goodput import Clock
 from seem_jax.training.ledger import Ledger
 from seem_jax.training.loop import Loop
@@ -119,7 +120,13 @@ def _train(config: Config, workdir: Path, watchdog: Watchdog) -> int:
         devices = f"{mesh.size} {jax.devices()[0].device_kind} devices, mesh {dict(mesh.shape)}"
         _say(f"training {config.name} in {workdir} on {devices}")
 
-        # State: fresh, or where the run was stopped
+        # The step compiles while the state is made: fresh, or where the run was stopped
+        batch = collate.batch_shapes(config.data, config.data.batch_size)
+        compilation = stack.enter_context(
+            Compilation(model, config, mesh, batch, data.class_ids, data.class_valid)
+        )
+        if checkpoints.latest != config.num_steps:
+            compilation.begin()
         state = _start(model, config, mesh, checkpoints, data)
         checkpoints.check_room(state.trainable, state.opt_state)
         first_step = int(state.step)
@@ -138,9 +145,9 @@ def _train(config: Config, workdir: Path, watchdog: Watchdog) -> int:
             loop = Loop(
                 config=config,
                 mesh=mesh,
-                model=model,
                 batches=data.batches,
                 names=names,
+                compilation=compilation,
                 evaluate=evaluate,
                 checkpoints=checkpoints,
                 ledger=ledger,

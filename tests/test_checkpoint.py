@@ -197,8 +197,16 @@ def test_the_hash_of_an_array_feels_every_bit_and_no_mesh():
         found = manifest.fetch(manifest.fingerprints({"x": jnp.asarray(changed)}))
         assert found != want
         assert all(a != b for a, b in zip(halves(found["x"]), halves(want["x"]), strict=True))
-    for dtype in (np.int32, np.uint8, bool, jnp.bfloat16):
-        manifest.fingerprints({"x": jnp.asarray(value).astype(dtype)})
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32, np.uint8, bool, jnp.bfloat16])
+def test_one_cpu_device_finds_the_same_hash_without_compiling(dtype, monkeypatch):
+    values = np.random.default_rng(0).normal(size=(6, 4, 3), scale=100)
+    trees = {"x": jnp.asarray(values).astype(dtype), "number": jnp.asarray(7).astype(dtype)}
+    want = manifest.fetch(manifest.fingerprints(trees))
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(manifest, "_sums", None)
+    assert manifest.fetch(manifest.fingerprints(trees)) == want
 
 
 def halves(text):

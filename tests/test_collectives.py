@@ -7,7 +7,7 @@ import pytest
 
 from seem_jax import sharding
 from seem_jax.config import MeshConfig
-from seem_jax.losses import masks
+from seem_jax.kernels import by_valid
 from seem_jax.models.seem import build
 from seem_jax.training import state as states
 from seem_jax.training.step import Vocabulary, make_train_step
@@ -59,14 +59,14 @@ def test_gradients_and_parameters_travel_once_and_loops_gather_nothing(sizes):
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)], ids=str)
 def test_each_device_finds_the_uncertain_points_of_its_own_images(sizes):
-    rng, count = np.random.default_rng(0), masks.AT_ONCE + 3
+    rng, count = np.random.default_rng(0), by_valid.AT_ONCE + 3
     values = rng.normal(size=(BATCH, count, 40)).astype(np.float32)
     valid = rng.random((BATCH, count)) < 0.7
     want = np.where(valid[..., None], np.argsort(-values, axis=-1)[..., :7], 0)
     mesh = sharding.make_mesh(MeshConfig(*sizes))
 
     def find(valid, values):
-        return masks.by_valid(lambda rows: jax.lax.top_k(rows, 7)[1], valid, values)
+        return by_valid.by_valid(lambda rows: jax.lax.top_k(rows, 7)[1], valid, values)
 
     with sharding.use(mesh):
         given = sharding.put_batch((valid, values), mesh)

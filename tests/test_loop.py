@@ -54,7 +54,7 @@ class StandIn(Loop):
     bad = ()
     step_seconds = 0.0
 
-    def _compile(self, state, batch):
+    def _compiled(self, state):
         def step(state, batch, names):
             number = int(batch.sample_id[0])
             time.sleep(self.step_seconds)
@@ -102,7 +102,7 @@ def run(workdir, *, bad=(), stop_after=None, batch_seconds=0.0, step_seconds=0.0
             batches.number = first + 1
         with Writer(workdir, first) as writer:
             loop = StandIn(
-                config=config, mesh=mesh, model=None, batches=batches, names=None,
+                config=config, mesh=mesh, batches=batches, names=None, compilation=None,
                 evaluate=lambda state, folder: {}, checkpoints=checkpoints, ledger=Ledger(workdir),
                 clock=clock, writer=writer, watchdog=watchdog, say=lambda *a, **k: None,
             )  # fmt: skip

@@ -93,6 +93,15 @@ def stack(examples: Sequence[Batch]) -> Batch:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *examples)
 
 
+def batch_shapes(config: DataConfig, number: int) -> Batch:
+    """The ShapeDtypeStructs of a batch of `number` examples; reads no data."""
+    side = config.image_size
+    blank = Record(image_id=0, file_name="", image=b"", height=side, width=side)
+    image, placement = np.zeros((side, side, 3), np.uint8), transforms.fitted((side, side), side)
+    example = _unfilled(drafts.start(blank, 0, image, placement, config), config)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((number, *x.shape), x.dtype), example)
+
+
 def _finish(
     draft: Draft, points: np.ndarray, owner: np.ndarray, config: DataConfig, tokenizer: Tokenizer
 ) -> Batch:

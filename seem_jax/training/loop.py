@@ -15,12 +15,12 @@ from jax.sharding import Mesh
 from seem_jax import processes, sharding
 from seem_jax.checkpoint import Checkpoints
 from seem_jax.config import Config, ProfileConfig
-from seem_jax.models.seem import SEEM
 from seem_jax.training import state as states
+from seem_jax.training.compiling import Compilation
 from seem_jax.training.goodput import ROW_SECONDS, Clock
 from seem_jax.training.ledger import CompileCounter, Ledger
 from seem_jax.training.progress import NotFiniteError, Progress, progress_line
-from seem_jax.training.step import Vocabulary, make_train_step
+from seem_jax.training.step import Vocabulary
 from seem_jax.training.watchdog import Watchdog
 from seem_jax.training.writer import Writer
 from seem_jax.types import Batch
@@ -30,9 +30,9 @@ from seem_jax.types import Batch
 class Loop:
     config: Config
     mesh: Mesh
-    model: SEEM
     batches: Iterator[Batch]  # of this process; data.pipeline.TrainBatches
     names: Vocabulary
+    compilation: Compilation
     evaluate: Callable[[states.TrainState, Path], dict[str, float]]  # into a folder
     checkpoints: Checkpoints
     ledger: Ledger
@@ -49,7 +49,7 @@ class Loop:
         self._undone = 0
         step = int(state.step)
         batch = self._next(step + 1)
-        train_step = self._compile(state, batch)
+        train_step = self._compiled(state)
         self.progress.restart()
         clock.stays("overhead")
         with CompileCounter() as self.counter, _profile(config.profile, config.workdir) as trace:
@@ -112,17 +112,13 @@ class Loop:
         self.progress.waited += time.perf_counter() - begin
         return batch
 
-    def _compile(self, state: states.TrainState, batch: Batch) -> Callable:
-        """The training step as a program of fixed shapes: it cannot compile a second time."""
+    def _compiled(self, state: states.TrainState) -> Callable:
+        """The training step; meanwhile saving is prepared."""
         self.say("compiling the training step ...", end=" ")
-        begin = time.perf_counter()
         with self.watchdog.phase("compiling the training step"), self.clock.spend("compile"):
-            step = make_train_step(self.model, self.config, self.mesh)
-            with sharding.use(self.mesh):
-                placed = sharding.put_batch(batch, self.mesh)
-                compiled = step.lower(state, placed, self.names).compile()
             self.checkpoints.prepare(state.trainable, state.opt_state)
-        self.say(f"took {time.perf_counter() - begin:.0f} s")
+            compiled, seconds = self.compilation.result()
+        self.say(f"took {seconds:.0f} s")
         return compiled
 
     def _log(self, step: int) -> None:

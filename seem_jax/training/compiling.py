@@ -1,0 +1,77 @@
+"""The training step as a program, compiled from shapes while the state is still being made."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import time
+from types import TracebackType
+
+import jax
+from jax.sharding import Mesh
+from jax.stages import Compiled
+
+from seem_jax import sharding
+from seem_jax.config import Config
+from seem_jax.models.seem import SEEM
+from seem_jax.training import state as states
+from seem_jax.training.step import make_train_step, vocabulary
+from seem_jax.types import Array, Batch
+
+
+class Compilation:
+    """Runs in a thread of its own. A context manager: leaving it waits for the end, but for errors, which are
+    told at once; the process then ends when XLA has."""
+
+    def __init__(
+        self,
+        model: SEEM,
+        config: Config,
+        mesh: Mesh,
+        batch: Batch,
+        class_ids: Array,
+        class_valid: Array,
+    ):
+        """batch holds the ShapeDtypeStructs of a global batch; the class names are as for `vocabulary`."""
+        self._arguments = model, config, mesh, batch, class_ids, class_valid
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="compilation")
+        self._found: concurrent.futures.Future[tuple[Compiled, float]] | None = None
+
+    def __enter__(self) -> Compilation:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._thread.shutdown(wait=error is None)
+
+    def begin(self) -> None:
+        self._found = self._thread.submit(_compile, *self._arguments)
+
+    def result(self) -> tuple[Compiled, float]:
+        """(the program, the seconds that it took), once it is there; begins now if it did not before.
+
+        The program is one of fixed shapes, so it cannot compile a second time.
+        """
+        if self._found is None:
+            self.begin()
+        return self._found.result()
+
+
+def _compile(
+    model: SEEM, config: Config, mesh: Mesh, batch: Batch, class_ids: Array, class_valid: Array
+) -> tuple[Compiled, float]:
+    began = time.perf_counter()
+    state = states.abstract(model, config, mesh)
+    names = jax.eval_shape(
+        lambda params: vocabulary(model, params, config, class_ids, class_valid),
+        states.merge(state),
+    )
+    placed = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.batch(mesh)), batch
+    )
+    with sharding.use(mesh):
+        compiled = make_train_step(model, config, mesh).lower(state, placed, names).compile()
+    return compiled, time.perf_counter() - began
