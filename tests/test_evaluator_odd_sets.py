@@ -76,6 +76,10 @@ def test_a_damaged_segment_map_is_named(setting, tmp_path, change, message):
     """By data set, number and file, in every task that reads it."""
     config, params, split = setting
     split.records[1] = dataclasses.replace(split.records[1], **change)
+    split.records[:] = [
+        dataclasses.replace(record, sequence="all", frame=number)
+        for number, record in enumerate(split.records)
+    ]
     context = base.Context(Oracle(), only(config, "panoptic", batch_size=1))
     for task in (
         evaluator.Panoptic(context, "fake:val"),
