@@ -1,3 +1,5 @@
+"""The step compiles in its own thread: when it was begun or is asked for, and its errors come out."""
+
 import contextlib
 import threading
 

@@ -191,6 +191,8 @@ class Panoptic(Everything):
         return PanopticQuality({c: c < self.num_things for c in range(len(self.names))})
 
     def summary(self, results: Sequence[Result]) -> dict[str, float]:
+        """Qualities of all results in percent, by class too, the errors of the scores, and with --calibrate
+        those after it."""
         quality = self._quality()
         for result in results:
             for category, counts in result["counts"].items():
@@ -268,6 +270,7 @@ class Semantic(Everything):
         return max(UNLABELLED, len(self.names))  # vocabularies may be longer than 255
 
     def summary(self, results: Sequence[Result]) -> dict[str, float]:
+        """IoUs and accuracies of all results in percent, IoU by class too."""
         scores = SemanticScores(len(self.names), self._ignored())
         for result in results:
             for predicted, true, pixels in result["confusion"]:
