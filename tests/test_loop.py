@@ -216,6 +216,19 @@ def test_a_line_cut_short_by_a_kill_costs_only_itself(tmp_path):
     assert seconds["start"] > 0
 
 
+def test_no_moment_counts_twice_where_a_process_seems_to_begin_before_the_last_line_ends(tmp_path):
+    now = time.time()
+    lines_of(
+        tmp_path, {"event": "start", "step": 0, "time": now - 9}, row(1, now - 9, now, start=9)
+    )
+    clock = Clock(tmp_path, now - 1)  # the system knows the beginning of a process to a second
+    clock.goes_on("start", 1)
+    clock.row(2)
+    seconds = goodput.summary(tmp_path)
+    assert sum(seconds[kind] for kind in KINDS) == pytest.approx(seconds["wall"], abs=1e-3)
+    assert seconds["wall"] < 10
+
+
 def test_waiting_that_overlaps_with_the_device_costs_nothing(tmp_path):
     clock = Clock(tmp_path)
     clock.stays("overhead")

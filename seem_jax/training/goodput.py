@@ -61,6 +61,8 @@ class Clock:
         self._seconds = dict.fromkeys(KINDS, 0.0)
         self._offset = time.time() - time.monotonic()  # from here on the monotonic clock decides
         began = psutil.Process().create_time() if began is None else began
+        # Known to a second only, and another machine may go on: no moment must count twice.
+        began = max(began, _written_until(self._path))
         self._since = self._row_from = began - self._offset
 
     def goes_on(self, event: str, step: int) -> None:
@@ -155,6 +157,12 @@ def _end_last_line(path: Path) -> None:
             file.seek(size - 1)
             if file.read(1) != b"\n":
                 file.write(b"\n")
+
+
+def _written_until(path: Path | None) -> float:
+    """The Unix time up to which a ledger says where the time went."""
+    lines = [] if path is None else _lines(path)
+    return max((line.get("to", line.get("time", 0.0)) for line in lines), default=0.0)
 
 
 def _lines(path: Path) -> list[dict]:
