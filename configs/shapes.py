@@ -54,7 +54,8 @@ def get_config() -> Config:
         num_object_queries=24,
         num_memory=8,
         rules="composed",
-        explicit_positions=True,  # from scratch, in minutes, features do not learn to tell twins apart
+        explicit_positions=True,  # from scratch, in minutes, features do not learn to tell twins apart,
+        opposed_points=True,  # nor slots to take "not this" for what it is
     )
 
     data = config.data
@@ -64,6 +65,8 @@ def get_config() -> Config:
     data.max_phrases = 4
     data.max_phrase_tokens = 10
     data.max_prompts = 7
+    # Answers to a single click are wrong more often: more to correct, and as in use.
+    data.prompt_kinds = ("click", "click", "click", "point", "polygon", "scribble", "circle")
     data.max_points = 48
     data.phrase_prompt_probability = 0.35
     data.batch_size = 4
@@ -103,6 +106,7 @@ def get_config() -> Config:
     config.evaluation = EvaluationConfig(batch_size=8, object_threshold=0.2)
     config.location_dropout = 0.15
     config.max_rounds = 5
+    config.round_stop_iou = 1.0  # clicks on good masks too, else a further one spoils them
     config.log_every = 50
     config.checkpoint_every = 500
     return config

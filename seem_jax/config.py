@@ -88,6 +88,8 @@ class DecoderConfig:
     # Mask features and the tokens of drawn points hold sine positions, so that equal things in
     # different places can be told apart; officially they have none.
     explicit_positions: bool = False
+    # Drawn points of "not this" enter with the opposite sign (models/prompts/visual.py); not officially.
+    opposed_points: bool = False
 
 
 # The official versions of one and the same weights; in v0 a prompt has a copy of all object queries.
@@ -299,6 +301,7 @@ class Config:
     start_from: str = ""
     may_be_fresh: tuple[str, ...] = ()  # paths of parameters that start_from may lack, as "decoder"
     max_rounds: int = 5  # simulated interactive rounds without gradient: 0 to this, uniform
+    round_stop_iou: float = 0.925  # no simulated click on a mask this good (0.925: official)
     # Share of drawn prompts that do not say where they are, with decoder.explicit_positions: what a
     # prompt drawn on another image is like.
     location_dropout: float = 0.0

@@ -96,7 +96,7 @@ def _validate_data(config: Config) -> None:
         len(data.train) == len(data.weights),
         f"one weight for each of data.train = {data.train}",
     )
-    kinds = {"point", "polygon", "scribble", "circle", "box"}
+    kinds = {"click", "point", "polygon", "scribble", "circle", "box"}
     fits = len(data.prompt_kinds) > 0 and set(data.prompt_kinds) <= kinds
     _need(config, "data.prompt_kinds", fits, f"names of {sorted(kinds)}")
     _need(config, "data.max_bad_records", data.max_bad_records >= 0, "0 or more")
@@ -121,6 +121,7 @@ def _validate_training(config: Config) -> None:
         f"fewer than num_steps = {config.num_steps}: the decoder would not learn",
     )
     _need(config, "max_rounds", config.max_rounds >= 0, "0 or more")
+    _need(config, "round_stop_iou", 0 < config.round_stop_iou <= 1, "above 0, at most 1")
     fits = not config.may_be_fresh or bool(config.start_from)
     _need(config, "may_be_fresh", fits, "none, since config.start_from is empty")
     _validate_faults(config)

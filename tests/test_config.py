@@ -89,6 +89,7 @@ def test_the_full_size_training_step_has_static_shapes():
             lambda c: setattr(c, "encoder_steps", 6),
             r"encoder_steps = 6: .*fewer than num_steps = 6",
         ),
+        (lambda c: setattr(c, "round_stop_iou", 1.5), r"round_stop_iou = 1.5: .*at most 1"),
         (lambda c: setattr(c, "location_dropout", 1.5), r"location_dropout = 1.5: .*from 0 to 1"),
         (lambda c: setattr(c.model.text, "num_heads", 0), r"model.text.num_heads = 0"),
         (lambda c: setattr(c.model.decoder, "rules", "all"), r'"official", "composed" or "shared"'),

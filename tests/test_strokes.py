@@ -132,3 +132,15 @@ def test_sampling_takes_everything_that_fits():
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match=r"'blob'.*polygon"):
         strokes.draw("blob", np.ones((9, 9), bool), np.random.default_rng(0))
+
+
+def test_a_click_is_the_square_about_a_pixel_of_the_mask_within_its_box():
+    rng, mask = np.random.default_rng(0), disc(6, 20, 30, 64)
+    sizes = set()
+    for _ in range(200):
+        column, row = strokes.draw("click", mask, rng).T
+        sizes.add(len(row))
+        assert np.ptp(column) <= 2 and np.ptp(row) <= 2
+        assert mask[row, column].any()
+        assert (abs(row - 20) <= 6).all() and (abs(column - 30) <= 6).all()
+    assert sizes <= {4, 6, 9} and 9 in sizes

@@ -312,7 +312,9 @@ def simulate_rounds(
         )
         memory = remember(outputs, visual)
         logits = mask_logits(memory.mask_embedding, features)  # [B, P, h, w]
-        points, positive, valid, prompted = interaction.next_clicks(logits, truth, prompted)
+        points, positive, valid, prompted = interaction.next_clicks(
+            logits, truth, prompted, config.round_stop_iou
+        )
         offset = first_row + number * rows_per_round
         prompts = interaction.append_points(prompts, points, positive, valid, offset)
         return prompts, prompted, memory

@@ -167,6 +167,7 @@ class Decoder(nn.Module):
             self.sign_embedding,
             self.config.empty_pooled,
             located,
+            self.config.opposed_points,
         )
 
     def keep_points(

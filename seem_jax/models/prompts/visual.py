@@ -17,6 +17,7 @@ def read_points(
     sign_embedding,
     empty_pooled: float,
     located=None,
+    opposed: bool = False,
 ) -> VisualTokens:
     """Tokens of the drawn points, read from `features` (the image they were drawn on).
 
@@ -28,11 +29,14 @@ def read_points(
     located, bool [B, P], adds sine positions to the tokens of some prompts, for features whose mask
     features hold such positions too; the pooled value of the others is then freed of them. With None,
     as officially, there are no explicit positions anywhere.
+
+    With opposed, a token of "not this" is minus what is there (and where), plus its row: what a slot adds
+    for a point that it wants, it takes away for one that it does not, without having to learn so.
+    Officially the rows alone tell the two apart.
     """
-    sign = jnp.where(prompts.positive[..., None], sign_embedding[0], sign_embedding[1])  # [B, K, D]
+    positive = prompts.positive[..., None]  # [B, K, 1]
     levels = tuple(
         sample(level, prompts.points, align_corners=True) @ projection.astype(level.dtype)
-        + sign.astype(level.dtype)
         for level, projection in zip(features.levels, projections)
     )
     pooled = sample(features.mask, prompts.points, align_corners=True)  # [B, K, D]
@@ -44,11 +48,15 @@ def read_points(
             for level, tokens in zip(features.levels, levels)
         )
         pooled = pooled - jnp.where(said, 0.0, _positions(prompts, features.mask))
+    if opposed:
+        levels = tuple(jnp.where(positive, tokens, -tokens) for tokens in levels)
+    sign = jnp.where(positive, sign_embedding[0], sign_embedding[1])  # [B, K, D]
+    levels = tuple(tokens + sign.astype(tokens.dtype) for tokens in levels)
     prompt_ids = jnp.arange(num_prompts, dtype=jnp.int32)
     member = (prompts.prompt[:, None, :] == prompt_ids[None, :, None]) & prompts.valid[:, None, :]
-    positive = (member & prompts.positive[:, None, :]).astype(jnp.float32)  # [B, P, K]
-    count = positive.sum(-1, keepdims=True)  # [B, P, 1]
-    mean = jnp.einsum("bpk,bkd->bpd", positive, pooled) / jnp.maximum(count, 1.0)
+    wanted = (member & prompts.positive[:, None, :]).astype(jnp.float32)  # [B, P, K]
+    count = wanted.sum(-1, keepdims=True)  # [B, P, 1]
+    mean = jnp.einsum("bpk,bkd->bpd", wanted, pooled) / jnp.maximum(count, 1.0)
     return VisualTokens(
         levels=levels,
         prompt=jnp.where(prompts.valid, prompts.prompt, -1),
