@@ -66,13 +66,13 @@ def test_mask_features_and_tokens_hold_their_positions(made):
 
 def test_opposed_tokens_of_not_this_are_minus_what_is_there_and_where(made):
     params, _, prompts = made
-    signs = params["sign_embedding"]
+    unwanted = params["sign_embedding"][None, None, 1]
     _, plain = read(LOCATED, made)
     _, opposed = read(dataclasses.replace(LOCATED, opposed_points=True), made)
     wanted = prompts.positive[..., None]
     assert wanted.any() and not wanted.all()
     for got, level in zip(opposed.levels, plain.levels):
-        turned = jnp.where(wanted, level, signs[1] - (level - signs[1]))
+        turned = jnp.where(wanted, level, unwanted - (level - unwanted))
         np.testing.assert_allclose(got, turned, atol=1e-5)
     np.testing.assert_array_equal(opposed.pooled, plain.pooled)
 

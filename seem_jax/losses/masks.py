@@ -14,6 +14,7 @@ from seem_jax.kernels.by_valid import by_valid
 from seem_jax.kernels.mask_planes import sample_masks
 from seem_jax.kernels.pixel_products import products_with_pixels
 from seem_jax.kernels.point_sample import sample
+from seem_jax.kernels.smallest import smallest
 from seem_jax.types import Array, MaskRefs
 
 
@@ -87,10 +88,8 @@ def uncertain_points(
         candidates = draw(0, int(config.num_points * config.oversample))
     if rest is None:
         rest = draw(1, config.num_points - num_uncertain)
-    read = _read(logits, candidates)
-    # What is not a number is taken first, so that the loss shows it; -|NaN| would sort last.
-    uncertain = jnp.where(jnp.isnan(read), jnp.inf, -jnp.abs(read))
-    _, chosen = jax.lax.top_k(uncertain, num_uncertain)
+    # What is not a number is taken first, so that the loss shows it.
+    chosen = smallest(jnp.abs(_read(logits, candidates)), num_uncertain)
     certain_not = jnp.take_along_axis(candidates, chosen[..., None], axis=2)
     return jnp.concatenate([certain_not, rest], axis=2)
 
