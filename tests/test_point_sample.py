@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from seem_jax.kernels.mask_planes import dense, sample_masks
-from seem_jax.kernels.point_sample import sample
+from seem_jax.kernels.point_sample import sample, sample_map
 from seem_jax.types import MaskRefs
 
 
@@ -40,6 +40,16 @@ def test_sample_is_the_bilinear_mean_of_four_pixels_and_zero_outside(align_corne
     got = jax.jit(sample, static_argnums=2)(maps, points, align_corners)
     want = [[read_by_loop(m, p, align_corners) for p in ps] for m, ps in zip(maps, points)]
     np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_a_map_of_one_channel_is_read_alike():
+    rng = np.random.default_rng(2)
+    maps, points = (
+        rng.standard_normal((3, 5, 7)).astype(np.float32),
+        points_with_borders(rng, 3, 40),
+    )
+    got = jax.jit(jax.vmap(sample_map))(maps, points)
+    np.testing.assert_allclose(got, sample(maps[..., None], points)[..., 0], atol=1e-5)
 
 
 def test_pixel_centres_read_the_pixels():

@@ -22,19 +22,28 @@ def sample_masks(planes: Array, refs: MaskRefs, points: Array) -> Array:
     index, weight = corners(points, height, width)  # [B, (M,) K, 4]
     if points.ndim == 3:
         by_pixel = planes.reshape(batch, num_planes, height * width).swapaxes(1, 2)
-        read = take(by_pixel, index)  # [B, K, 4, R]
-        chosen = take(jnp.moveaxis(read, -1, 1), refs.plane)  # [B, M, K, 4]
         weight = weight[:, None]
+
+        def read(corner):
+            return take(take(by_pixel, index[..., corner]).swapaxes(1, 2), refs.plane)
+
     elif points.ndim == 4:
         flat = planes.reshape(batch, num_planes * height * width)
-        start = refs.plane * (height * width)
-        chosen = take(flat, index + start[:, :, None, None])
+        start = refs.plane[:, :, None] * (height * width)
+
+        def read(corner):
+            return take(flat, index[..., corner] + start)
+
     else:
         raise ValueError(f"points have shape {points.shape}; expected [B, K, 2] or [B, M, K, 2].")
-    return jnp.where(_holds(chosen, refs), weight, 0.0).sum(-1)
+    # Corner by corner: an innermost axis of four would be slow.
+    return sum(
+        jnp.where(_holds(read(corner), refs), weight[..., corner], 0.0) for corner in range(4)
+    )
 
 
 def _holds(chosen: Array, refs: MaskRefs) -> Array:
-    """bool [B, M, *, *], where the bytes [B, M, *, *] of each mask's plane say "inside"."""
-    select, value, valid = (x[:, :, None, None] for x in (refs.select, refs.value, refs.valid))
+    """bool [B, M, ...], where the bytes [B, M, ...] of each mask's plane say "inside"."""
+    more = range(2, chosen.ndim)
+    select, value, valid = (jnp.expand_dims(x, more) for x in (refs.select, refs.value, refs.valid))
     return ((chosen & select) == value) & valid

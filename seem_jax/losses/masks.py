@@ -13,7 +13,7 @@ from seem_jax.config import LossConfig
 from seem_jax.kernels.by_valid import by_valid
 from seem_jax.kernels.mask_planes import sample_masks
 from seem_jax.kernels.pixel_products import products_with_pixels
-from seem_jax.kernels.point_sample import sample
+from seem_jax.kernels.point_sample import sample_map
 from seem_jax.kernels.smallest import smallest
 from seem_jax.types import Array, MaskRefs
 
@@ -46,52 +46,47 @@ def matched_losses(
     """(cross-entropy, Dice) of each valid mask, float32 [B, M], and where they were read.
 
     embedding [B, M, D] are the mask embeddings of the matched slots, mask_features [B, h, w, D]. The
-    points are float32 [B, M, K, 2]; candidates and rest replace draws, see `uncertain_points`. The
+    points are float32 [B, M, K, 2]; candidates and rest replace random ones, see `uncertain_points`. The
     stride-4 logits are computed once, and kept neither for the choice nor for the gradient. Points are
     drawn, chosen and read for valid masks only: most places for a mask are empty.
     """
     logits = stride4_logits(embedding, mask_features)
-    keys = jax.random.split(key, refs.valid.shape)
+    for_points, for_shifts = jax.random.split(key)
+    number = int(config.num_points * config.oversample), config.num_points - _num_uncertain(config)
+    shared = jax.random.uniform(for_points, (len(planes), sum(number), 2))
+    shifts = jax.random.uniform(for_shifts, (*refs.valid.shape, 1, 2))
 
-    def choose(rows, planes):
-        *given, refs = rows
-        points = uncertain_points(*given[:2], config, *given[2:])
+    def choose(rows, planes, shared):
+        shifts, logits, candidates, rest, refs = rows
+        # The points of an image in another place for each mask, across the borders: all are as random
+        # as if each mask had drawn its own, for an eighth of the time.
+        own = (shared[:, None] + shifts) % 1.0
+        candidates = own[:, :, : number[0]] if candidates is None else candidates
+        rest = own[:, :, number[0] :] if rest is None else rest
+        points = uncertain_points(logits, candidates, rest, config)
         return points, sample_masks(planes, refs, points)
 
-    rows = (keys, jax.lax.stop_gradient(logits), candidates, rest, refs)
-    points, truth = by_valid(choose, refs.valid, rows, planes)
+    rows = (shifts, jax.lax.stop_gradient(logits), candidates, rest, refs)
+    points, truth = by_valid(choose, refs.valid, rows, planes, shared)
     read = read_maps(logits, points, refs.valid)
     return bce(read, truth), dice(read, truth), points
 
 
-def uncertain_points(
-    keys: Array,
-    logits: Array,
-    config: LossConfig,
-    candidates: Array | None = None,
-    rest: Array | None = None,
-) -> Array:
+def uncertain_points(logits: Array, candidates: Array, rest: Array, config: LossConfig) -> Array:
     """float32 [B, M, K, 2], points at which to read each mask's loss, from its logits [B, M, h, w].
 
-    Of oversample * K uniform candidates, the share `importance` of K with the smallest |logit|, and
-    uniform ones for the rest. keys [B, M]: each mask draws its own. candidates [B, M, oversample * K, 2]
-    and rest [B, M, K - share, 2] replace the draws. Official get_uncertain_point_coords_with_randomness
+    Of the uniform candidates [B, M, oversample * K, 2], the share `importance` of K with the smallest
+    |logit|; then rest [B, M, K - share, 2]. Official get_uncertain_point_coords_with_randomness
     (point_features.py).
     """
-    num_uncertain = int(config.importance * config.num_points)
-
-    def draw(number, count):
-        keyed = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, number)))(keys)
-        return jax.vmap(jax.vmap(lambda key: jax.random.uniform(key, (count, 2))))(keyed)
-
-    if candidates is None:
-        candidates = draw(0, int(config.num_points * config.oversample))
-    if rest is None:
-        rest = draw(1, config.num_points - num_uncertain)
     # What is not a number is taken first, so that the loss shows it.
-    chosen = smallest(jnp.abs(_read(logits, candidates)), num_uncertain)
+    chosen = smallest(jnp.abs(_read(logits, candidates)), _num_uncertain(config))
     certain_not = jnp.take_along_axis(candidates, chosen[..., None], axis=2)
     return jnp.concatenate([certain_not, rest], axis=2)
+
+
+def _num_uncertain(config: LossConfig) -> int:
+    return int(config.importance * config.num_points)
 
 
 def stride4_logits(embedding: Array, mask_features: Array) -> Array:
@@ -109,7 +104,7 @@ def read_maps(maps: Array, points: Array, valid: Array) -> Array:
 
 
 def _read(maps, points):
-    return jax.vmap(lambda m, p: sample(m[..., None], p)[..., 0])(maps, points)
+    return jax.vmap(jax.vmap(sample_map))(maps, points)
 
 
 def _read_forward(maps, points, valid):
