@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seem_jax.config import Config
 from seem_jax.kernels import bit_planes
 from seem_jax.kernels.distance_transform import deepest
 from seem_jax.kernels.resize import upsample
@@ -17,7 +18,7 @@ from seem_jax.types import VisualPrompts
 
 POINTS_PER_CLICK = 9
 POSITIVE, NEGATIVE = np.uint8(1), np.uint8(2)
-STOP_IOU = 0.925  # no click from here on
+STOP_IOU = Config.round_stop_iou  # officially no click from here on
 
 
 def next_clicks(logits, truth, prompted, stop_iou: float = STOP_IOU):

@@ -72,11 +72,11 @@ class Parts:
 
     def one_round(self) -> Program:
         """A round of training: all prompts of an image, and the clicks that follow."""
-        model, data = self.model, self.config.data
+        model, data, stop_iou = self.model, self.config.data, self.config.round_stop_iou
 
         def one_round(params, features, prompts, memory, truth, prompted):
             memory, logits = _click(model, params, features, prompts, memory)
-            return memory, interaction.next_clicks(logits, truth, prompted)
+            return memory, interaction.next_clicks(logits, truth, prompted, stop_iou)
 
         number = data.max_prompts
         points = data.max_points + self.config.max_rounds * number * interaction.POINTS_PER_CLICK

@@ -56,7 +56,7 @@ def click(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The 3x3 square about one pixel of the mask, as far as it lies in the box of the mask: what a
     click is in rounds and in evaluation (not drawn in the official training)."""
     marked = np.zeros(mask.shape, np.uint8)
-    (column, row), *_ = _pixels_of(mask, 1, rng)
+    column, row = _pixels_of(mask, 1, rng)[0]
     marked[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2] = 1
     return _pixels(marked)
 

@@ -1,7 +1,7 @@
 """Which of many numbers are the smallest: one door, two implementations.
 
-Points of the mask losses are a quarter of 37,632 candidates, for every mask and layer. XLA:CPU's top_k keeps
-a heap of them, 2.3 ms each; halving the interval that holds the threshold takes a quarter of that.
+The uncertain points of a mask loss are a quarter of 37,632 candidates, for every mask and layer. XLA:CPU's top_k
+is slow for so many: docs/speed.md.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ def smallest(values: Array, count: int) -> Array:
     The values are 0 or more, or NaN, which comes before all numbers; of equal ones the first are taken. The
     implementation is that of the backend for which the program is lowered.
     """
-    if not 0 < count <= values.shape[-1]:
-        raise ValueError(f"count is {count}; expected 1 to the {values.shape[-1]} values of a row.")
+    if not 0 <= count <= values.shape[-1]:
+        raise ValueError(f"count is {count}; expected 0 to the {values.shape[-1]} values of a row.")
     return jax.lax.platform_dependent(
         values,
         cpu=lambda values: by_bisection(values, count),

@@ -52,17 +52,18 @@ def matched_losses(
     """
     logits = stride4_logits(embedding, mask_features)
     for_points, for_shifts = jax.random.split(key)
-    number = int(config.num_points * config.oversample), config.num_points - _num_uncertain(config)
-    shared = jax.random.uniform(for_points, (len(planes), sum(number), 2))
+    num_candidates = int(config.num_points * config.oversample)
+    num_rest = config.num_points - _num_uncertain(config)
+    shared = jax.random.uniform(for_points, (len(planes), num_candidates + num_rest, 2))
     shifts = jax.random.uniform(for_shifts, (*refs.valid.shape, 1, 2))
 
     def choose(rows, planes, shared):
         shifts, logits, candidates, rest, refs = rows
-        # The points of an image in another place for each mask, across the borders: all are as random
-        # as if each mask had drawn its own, for an eighth of the time.
+        # Random numbers cost more than their use, so an image draws once, and each mask shifts the points,
+        # across the borders, by a vector of its own: within a mask they stay uniform and independent.
         own = (shared[:, None] + shifts) % 1.0
-        candidates = own[:, :, : number[0]] if candidates is None else candidates
-        rest = own[:, :, number[0] :] if rest is None else rest
+        candidates = own[:, :, :num_candidates] if candidates is None else candidates
+        rest = own[:, :, num_candidates:] if rest is None else rest
         points = uncertain_points(logits, candidates, rest, config)
         return points, sample_masks(planes, refs, points)
 
