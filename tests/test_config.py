@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from seem_jax import sharding
 from seem_jax.config_checks import validate
 from seem_jax.config_files import from_json, load_config, to_json
+from seem_jax.data import strokes
 from seem_jax.models.seem import build
 from seem_jax.training import state as states
 from seem_jax.training.step import Vocabulary, make_train_step
@@ -148,3 +150,12 @@ def test_an_unknown_key_is_an_error_that_names_it():
         "--config: OptimizerConfig has no field 'learning_rat'; expected "
     )
     assert done.stderr.endswith("Is 'learning_rate' meant?\n")
+
+
+def test_the_kinds_of_drawings_are_those_that_can_be_drawn():
+    config = tiny_config()
+    config.data.prompt_kinds = tuple(strokes.KINDS)
+    validate(config)
+    config.data.prompt_kinds = ("none of them",)
+    with pytest.raises(ValueError, match=re.escape(f"names of {sorted(strokes.KINDS)}")):
+        validate(config)
