@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from seem_jax.kernels.mask_planes import dense, sample_masks
-from seem_jax.kernels.point_sample import sample, sample_map
+from seem_jax.kernels.point_sample import sample, sample_map, spread_on_maps
 from seem_jax.types import MaskRefs
 
 
@@ -120,3 +120,13 @@ def test_masks_at_points_are_the_dense_masks_at_points(planes_and_refs, own):
         want = sample(whole[:, m, :, :, None], points[:, m] if own else points)[..., 0]
         np.testing.assert_allclose(got[:, m], want, atol=1e-6)
     assert not np.any(got[:, 7])
+
+
+def test_spreading_is_the_transpose_of_reading():
+    rng = np.random.default_rng(4)
+    maps = jnp.asarray(rng.standard_normal((3, 6, 5)), jnp.float32)
+    points = jnp.asarray(rng.random((3, 40, 2)), jnp.float32).at[:, 0].set(0).at[:, 1].set(1)
+    values = jnp.asarray(rng.standard_normal((3, 40)), jnp.float32)
+    _, transpose = jax.vjp(lambda maps: jax.vmap(sample_map)(maps, points), maps)
+    got = spread_on_maps(values, points, 6, 5)
+    np.testing.assert_allclose(got, transpose(values)[0], rtol=1e-5, atol=1e-5)

@@ -32,12 +32,8 @@ def sample(features: Array, points: Array, align_corners: bool = False) -> Array
 def sample_map(values: Array, points: Array) -> Array:
     """[K], `sample` of a map of one channel, [h, w], at points [K, 2]: faster, for points in [0, 1] only."""
     height, width = values.shape
-    x = points[:, 0].astype(jnp.float32) * width - 0.5
-    y = points[:, 1].astype(jnp.float32) * height - 0.5
-    left, top = jnp.floor(x), jnp.floor(y)
-    right_share, bottom_share = x - left, y - top
     flat = jnp.pad(values, 1).reshape(-1).astype(jnp.float32)  # zeros around it
-    pixel = (top.astype(jnp.int32) + 1) * (width + 2) + left.astype(jnp.int32) + 1
+    pixel, right_share, bottom_share = _in_padded(points, height, width)
 
     def read(offset):
         return flat.at[pixel + offset].get(mode="promise_in_bounds")
@@ -45,6 +41,34 @@ def sample_map(values: Array, points: Array) -> Array:
     upper = (1 - right_share) * read(0) + right_share * read(1)
     lower = (1 - right_share) * read(width + 2) + right_share * read(width + 3)
     return ((1 - bottom_share) * upper + bottom_share * lower).astype(values.dtype)
+
+
+def spread_on_maps(values: Array, points: Array, height: int, width: int) -> Array:
+    """float32 [N, h, w], the transpose of `sample_map` for N maps: values [N, K] added where each map is read
+    at its points [N, K, 2].
+    """
+    pixel, right_share, bottom_share = _in_padded(points, height, width)
+    size = (height + 2) * (width + 2)
+    # All maps in one row: an index of several numbers would first have to be put together.
+    pixel = pixel + size * jnp.arange(len(values), dtype=jnp.int32)[:, None]
+    flat = jnp.zeros(len(values) * size, jnp.float32)
+    for row, row_share in ((0, 1 - bottom_share), (width + 2, bottom_share)):
+        for column, share in ((0, 1 - right_share), (1, right_share)):
+            flat = flat.at[(pixel + row + column).reshape(-1)].add(
+                (values * row_share * share).reshape(-1), mode="promise_in_bounds"
+            )
+    return flat.reshape(-1, height + 2, width + 2)[:, 1:-1, 1:-1]
+
+
+def _in_padded(points: Array, height: int, width: int) -> tuple[Array, Array, Array]:
+    """(upper left of the four pixels around each point, int32 [...], and the shares of the right and of the
+    lower ones) of points [..., 2] in [0, 1]; a map has a frame of zeros here, and its rows lie in one.
+    """
+    x = points[..., 0].astype(jnp.float32) * width - 0.5
+    y = points[..., 1].astype(jnp.float32) * height - 0.5
+    left, top = jnp.floor(x), jnp.floor(y)
+    pixel = (top.astype(jnp.int32) + 1) * (width + 2) + left.astype(jnp.int32) + 1
+    return pixel, x - left, y - top
 
 
 def corners(

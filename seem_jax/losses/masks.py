@@ -13,7 +13,7 @@ from seem_jax.config import LossConfig
 from seem_jax.kernels.by_valid import by_valid
 from seem_jax.kernels.mask_planes import sample_masks
 from seem_jax.kernels.pixel_products import products_with_pixels
-from seem_jax.kernels.point_sample import sample_map
+from seem_jax.kernels.point_sample import sample, sample_map, spread_on_maps
 from seem_jax.kernels.smallest import smallest
 from seem_jax.types import Array, MaskRefs
 
@@ -51,43 +51,80 @@ def matched_losses(
     drawn, chosen and read for valid masks only: most places for a mask are empty.
     """
     logits = stride4_logits(embedding, mask_features)
-    for_points, for_shifts = jax.random.split(key)
-    num_candidates = int(config.num_points * config.oversample)
-    num_rest = config.num_points - _num_uncertain(config)
-    shared = jax.random.uniform(for_points, (len(planes), num_candidates + num_rest, 2))
-    shifts = jax.random.uniform(for_shifts, (*refs.valid.shape, 1, 2))
+    given = () if candidates is None else (candidates, rest)
+    drawn = () if given else _draw(key, len(planes), config)
+    uncertain = _num_uncertain(config)
 
-    def choose(rows, planes, shared):
-        shifts, logits, candidates, rest, refs = rows
-        # Random numbers cost more than their use, so an image draws once, and each mask shifts the points,
-        # across the borders, by a vector of its own: within a mask they stay uniform and independent.
-        own = (shared[:, None] + shifts) % 1.0
-        candidates = own[:, :, :num_candidates] if candidates is None else candidates
-        rest = own[:, :, num_candidates:] if rest is None else rest
-        points = uncertain_points(logits, candidates, rest, config)
+    def choose(rows, planes, *drawn):
+        logits, given, refs = rows
+        if given:
+            points = uncertain_points(logits, *given, uncertain)
+        else:
+            points = mirrored_points(logits, *drawn, uncertain)
         return points, sample_masks(planes, refs, points)
 
-    rows = (shifts, jax.lax.stop_gradient(logits), candidates, rest, refs)
-    points, truth = by_valid(choose, refs.valid, rows, planes, shared)
+    rows = (jax.lax.stop_gradient(logits), given, refs)
+    points, truth = by_valid(choose, refs.valid, rows, planes, *drawn)
     read = read_maps(logits, points, refs.valid)
     return bce(read, truth), dice(read, truth), points
 
 
-def uncertain_points(logits: Array, candidates: Array, rest: Array, config: LossConfig) -> Array:
+def _num_uncertain(config: LossConfig) -> int:
+    return int(config.importance * config.num_points)
+
+
+def _draw(key: Array, batch: int, config: LossConfig) -> tuple[Array, Array]:
+    """(candidates [B, N, 2], rest [B, R, 2]) for all masks of an image: random numbers cost more than their use."""
+    number = int(config.num_points * config.oversample)
+    rest = config.num_points - _num_uncertain(config)
+    drawn = jax.random.uniform(key, (batch, number + rest, 2))
+    return drawn[:, :number], drawn[:, number:]
+
+
+def uncertain_points(logits: Array, candidates: Array, rest: Array, count: int) -> Array:
     """float32 [B, M, K, 2], points at which to read each mask's loss, from its logits [B, M, h, w].
 
-    Of the uniform candidates [B, M, oversample * K, 2], the share `importance` of K with the smallest
-    |logit|; then rest [B, M, K - share, 2]. Official get_uncertain_point_coords_with_randomness
-    (point_features.py).
+    Of the uniform candidates [B, M, N, 2], `count` with the smallest |logit|; then rest, [B, M, K - count,
+    2]. Official get_uncertain_point_coords_with_randomness (point_features.py).
     """
     # What is not a number is taken first, so that the loss shows it.
-    chosen = smallest(jnp.abs(_read(logits, candidates)), _num_uncertain(config))
+    chosen = smallest(jnp.abs(_read(logits, candidates)), count)
     certain_not = jnp.take_along_axis(candidates, chosen[..., None], axis=2)
     return jnp.concatenate([certain_not, rest], axis=2)
 
 
-def _num_uncertain(config: LossConfig) -> int:
-    return int(config.importance * config.num_points)
+def mirrored_points(logits: Array, candidates: Array, rest: Array, count: int) -> Array:
+    """`uncertain_points` where the masks of an image share candidates [B, N, 2] and rest [B, K - count, 2],
+    which each sees in a mirror of its own: within a mask they stay uniform and independent.
+
+    A mirrored map at a point is the map at the mirrored point, so one read of rows serves all masks.
+    """
+    masks, square = logits.shape[1], logits.shape[2] == logits.shape[3]
+    ways = [mask % (8 if square else 4) for mask in range(masks)]
+    maps = jnp.stack(
+        [_mirrored_map(logits[:, mask], way) for mask, way in enumerate(ways)], axis=-1
+    )
+    read = jnp.moveaxis(jnp.abs(sample(maps, candidates)), 2, 1)  # [B, M, N]
+    certain_not = jax.vmap(lambda points, at: points[at])(candidates, smallest(read, count))
+    rest = jnp.broadcast_to(rest[:, None], (len(rest), masks, *rest.shape[1:]))
+    points = jnp.concatenate([certain_not, rest], axis=2)
+    return jnp.stack([mirror(points[:, mask], way) for mask, way in enumerate(ways)], axis=1)
+
+
+def mirror(points: Array, way: int) -> Array:
+    """Points [..., 2] of the unit square in one of its eight mirrors: x and y change places (4), and x (1) and
+    y (2) run backwards. 0 leaves them."""
+    x, y = points[..., 0], points[..., 1]
+    if way & 4:
+        x, y = y, x
+    return jnp.stack([1 - x if way & 1 else x, 1 - y if way & 2 else y], axis=-1)
+
+
+def _mirrored_map(maps: Array, way: int) -> Array:
+    """Maps [B, h, w], which at any point are what the given ones are at its `mirror`."""
+    backwards = [axis for axis, bit in ((2, 1), (1, 2)) if way & bit]
+    maps = jnp.flip(maps, backwards)
+    return maps.swapaxes(1, 2) if way & 4 else maps
 
 
 def stride4_logits(embedding: Array, mask_features: Array) -> Array:
@@ -121,8 +158,11 @@ def _read_backward(kept, gradient):
 
     def back(rows):
         points, gradient = rows
-        maps = jnp.zeros((*points.shape[:2], *like.shape[2:]), like.dtype)
-        return jax.vjp(lambda maps: _read(maps, points), maps)[1](gradient)[0]
+        batch, masks, number = gradient.shape
+        maps = spread_on_maps(
+            gradient.reshape(-1, number), points.reshape(-1, number, 2), *like.shape[2:]
+        )
+        return maps.reshape(batch, masks, *like.shape[2:]).astype(like.dtype)
 
     return by_valid(back, valid, (points, gradient)), jnp.zeros_like(points), None
 

@@ -28,15 +28,45 @@ def attend(q, k, v, reads=None):
     q is [B, A, N, E], k and v are [B, A, S, E]; reads is bool [B or 1, N, S] (all heads alike) or
     None. Returns [B, A, N, E].
     """
+    return _attend(q, k, v, reads)
+
+
+@jax.custom_vjp
+def _attend(q, k, v, reads):
+    return _attend_forward(q, k, v, reads)[0]
+
+
+def _attend_forward(q, k, v, reads):
     scores = jnp.einsum("bane,base->bans", q, k, preferred_element_type=jnp.float32)
     scores = scores * (q.shape[-1] ** -0.5)
     if reads is None:
         weights = jax.nn.softmax(scores, axis=-1)
     else:
-        reads = reads[:, None]  # [B or 1, 1, N, S]
-        scores = jnp.where(reads, scores, -1e30)
-        weights = jnp.where(reads, jax.nn.softmax(scores, axis=-1), 0.0)
-    return jnp.einsum("bans,base->bane", weights.astype(v.dtype), v)
+        seen = reads[:, None]  # [B or 1, 1, N, S]
+        scores = jnp.where(seen, scores, -1e30)
+        weights = jnp.where(seen, jax.nn.softmax(scores, axis=-1), 0.0)
+    out = jnp.einsum("bans,base->bane", weights.astype(v.dtype), v)
+    return out, (q, k, v, reads, weights, out)
+
+
+def _attend_backward(kept, gradient):
+    """The softmax's gradient needs, for each row, the sum of its weights times their gradients. That is the
+    row of the output times its gradient: a sum over E numbers instead of one over S."""
+    q, k, v, reads, weights, out = kept
+
+    def product(letters, x, y):
+        return jnp.einsum(letters, x, y, preferred_element_type=jnp.float32)
+
+    common = (gradient.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
+    for_v = product("bans,bane->base", weights.astype(v.dtype), gradient)
+    change = weights * (product("bane,base->bans", gradient, v) - common) * (q.shape[-1] ** -0.5)
+    change = change.astype(q.dtype)
+    for_q = product("bans,base->bane", change, k).astype(q.dtype)
+    for_k = product("bans,bane->base", change, q).astype(k.dtype)
+    return for_q, for_k, for_v.astype(v.dtype), None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
 
 
 def attend_kept(q, k, v, reads, span: slice, keys, values, valid):
