@@ -11,7 +11,7 @@ ARGUMENTS = ("model", "config", "mesh", "batch", "ids", "valid")
 
 
 def test_a_step_that_was_not_begun_is_compiled_when_it_is_asked_for(monkeypatch):
-    monkeypatch.setattr(compiling, "_compile", lambda *given: (given, 1.0))
+    monkeypatch.setattr(compiling, "_compile", lambda *given: compiling.Found(given, 1.0))
     with compiling.Compilation(*ARGUMENTS) as compilation:
         assert compilation.result() == (ARGUMENTS, 1.0)
         assert compilation.result() == (ARGUMENTS, 1.0)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import time
+from pathlib import Path
 from types import TracebackType
 
 import jax
@@ -13,9 +15,17 @@ from jax.stages import Compiled
 from seem_jax import sharding
 from seem_jax.config import Config
 from seem_jax.models.seem import SEEM
+from seem_jax.training import kept_program
 from seem_jax.training import state as states
 from seem_jax.training.step import make_train_step, vocabulary
 from seem_jax.types import Array, Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    program: Compiled
+    seconds: float
+    to_keep: Path | None = None  # where a next start shall find it
 
 
 class Compilation:
@@ -34,7 +44,7 @@ class Compilation:
         """batch holds the ShapeDtypeStructs of a global batch; the class names are as for `vocabulary`."""
         self._arguments = model, config, mesh, batch, class_ids, class_valid
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="compilation")
-        self._found: concurrent.futures.Future[tuple[Compiled, float]] | None = None
+        self._found: concurrent.futures.Future[Found] | None = None
 
     def __enter__(self) -> Compilation:
         return self
@@ -49,6 +59,7 @@ class Compilation:
 
     def begin(self) -> None:
         self._found = self._thread.submit(_compile, *self._arguments)
+        self._thread.submit(_keep, self._found)  # once that has ended: nobody waits for it
 
     def result(self) -> tuple[Compiled, float]:
         """(the program, the seconds that it took), once it is there; begins now if it did not before.
@@ -57,12 +68,13 @@ class Compilation:
         """
         if self._found is None:
             self.begin()
-        return self._found.result()
+        found = self._found.result()
+        return found.program, found.seconds
 
 
 def _compile(
     model: SEEM, config: Config, mesh: Mesh, batch: Batch, class_ids: Array, class_valid: Array
-) -> tuple[Compiled, float]:
+) -> Found:
     began = time.perf_counter()
     state = states.abstract(model, config, mesh)
     names = jax.eval_shape(
@@ -72,6 +84,15 @@ def _compile(
     placed = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.batch(mesh)), batch
     )
+    arguments = (state, placed, names)
+    path = kept_program.place(config, arguments, mesh, (type(model), make_train_step))
+    if path is not None and (kept := kept_program.load(path, arguments, mesh)) is not None:
+        return Found(kept, time.perf_counter() - began)
     with sharding.use(mesh):
-        compiled = make_train_step(model, config, mesh).lower(state, placed, names).compile()
-    return compiled, time.perf_counter() - began
+        compiled = make_train_step(model, config, mesh).lower(*arguments).compile()
+    return Found(compiled, time.perf_counter() - began, path)
+
+
+def _keep(found: concurrent.futures.Future[Found]) -> None:
+    if found.exception() is None and found.result().to_keep is not None:
+        kept_program.keep(found.result().to_keep, found.result().program)
