@@ -16,6 +16,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from seem_jax import checkpoint, kept_files
+from seem_jax.config import as_released
 from seem_jax.convert import recognise, safetensors_file, work_folder
 from seem_jax.convert.official_file import read_state
 from seem_jax.convert.rules import HEAD, SEEM_ONLY, XDECODER_ONLY, official_state
@@ -103,6 +104,7 @@ def test_there_and_back_gives_the_same_bits(tmp_path, official):
     config = tiny_config()
     path = weight_files.save(tmp_path / "seem.pt", official)
     config.data.tokenizer = str(path)  # any file: it is copied as it is
+    config.data.root = str(tmp_path / "no_data")  # else its class names would be taken
     report = work_folder.convert(read_state(path), config, tmp_path / "work")
     assert (tmp_path / "work" / "tokenizer.model").read_bytes() == path.read_bytes()
     names, num_things = kept_files.classes(tmp_path / "work", config)
@@ -312,9 +314,44 @@ def test_the_command_converts_and_reports(tmp_path, official):
     done = run("seem.pt", "--config=tiny.py", "--output=work")
     assert done.returncode == 0, done.stderr
     assert "left out, SEEM has no use for it: dilation_kernel" in done.stdout
+    assert "read as " in done.stdout
     done = run("work", "--reverse", "--output=back.safetensors")
     assert done.returncode == 0, done.stderr
     same(read_state(tmp_path / "back.safetensors"), official)
     done = run("seem.pt", "--config=tiny.py", "--output=work")
     assert done.returncode == 1
     assert "error: seem.pt: work exists, and is not overwritten" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("demo", "flags", "release"),
+    [
+        (False, [], "v1"),
+        (False, ["--release=v0"], "v0"),
+        (True, [], "demo"),
+        (True, ["--release=v1"], "v1"),
+    ],
+)
+def test_the_folder_follows_the_release_of_the_file(tmp_path, official, demo, flags, release):
+    (tmp_path / "tiny.py").write_text("from tests.fakes import tiny_config as get_config\n")
+    if demo:
+        official = change(official, **{recognise.EMPTY_WEIGHT: None})
+    weight_files.save(tmp_path / "seem.pt", official)
+    config = tiny_config().model.decoder
+    expected = as_released(config, release) if demo or flags else config
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "seem_jax.convert", "seem.pt", "--config=tiny.py"),
+            *("--output=work", *flags),
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    _, saved = checkpoint.restore_params(tmp_path / "work")
+    assert saved.model.decoder == expected
+    if flags or demo:
+        assert f"read as {release} " in done.stdout

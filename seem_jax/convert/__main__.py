@@ -3,7 +3,8 @@ r"""Official weights to a work folder, and back. Neither torch nor pickle is use
     python -m seem_jax.convert seem_focalt_v1.pt --config=configs/focalt.py --output=runs/focalt_v1
     python -m seem_jax.convert runs/focalt_v1 --reverse --output=focalt_v1.safetensors
 
-The first form takes .pt files (also training states) and .safetensors files of SEEM and X-Decoder.
+The first form takes .pt files (also training states) and .safetensors files of SEEM and X-Decoder. Files
+of v0 and v1 look alike: they are read as the configuration says, v1, or with --release=v0.
 """
 
 from __future__ import annotations
@@ -14,12 +15,19 @@ from pathlib import Path
 
 from absl import app, flags
 
+from seem_jax.config import RELEASES, as_released
 from seem_jax.config_flag import CONFIG, run_program
 from seem_jax.convert.official_file import read_state
 
 OUTPUT = flags.DEFINE_string("output", None, "work folder, or file with --reverse", required=True)
 REVERSE = flags.DEFINE_bool("reverse", False, "from a work folder to an official safetensors file")
 STEP = flags.DEFINE_integer("step", None, "with --reverse: the step; the newest good one if absent")
+RELEASE = flags.DEFINE_enum(
+    "release",
+    None,
+    sorted(RELEASES),
+    "of the file; if absent, demo where it looks so, else as --config says",
+)
 
 
 def run(source: str, output: str) -> None:
@@ -38,13 +46,19 @@ def run(source: str, output: str) -> None:
     # A hostile file is refused here, before the second that importing JAX takes.
     state = read_state(source)
     from seem_jax import kept_files
-    from seem_jax.convert import work_folder
+    from seem_jax.convert import recognise, work_folder
 
+    kind, config = recognise.recognise(state), CONFIG.value
+    release = RELEASE.value or ("demo" if kind.is_demo else None)
+    if release:
+        config.model.decoder = as_released(config.model.decoder, release)
     try:
-        report = work_folder.convert(state, CONFIG.value, output)
+        report = work_folder.convert(state, config, output)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     print(f"{source}: {report.kind}, {report.num_tensors} tensors")
+    if report.kind.family == "SEEM":
+        print(f"  read as {recognise.release_of(config) or 'no official release'} (--release)")
     for title, names in (
         ("left out, SEEM has no use for it", report.left_out),
         ("not in the file, initialised", report.fresh),

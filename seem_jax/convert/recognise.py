@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from seem_jax.config import BackboneConfig, Config
+from seem_jax.config import RELEASES, BackboneConfig, Config, as_released
 from seem_jax.convert.rules import HEAD, XDECODER_ONLY
 
 PATCHES, STEM, POSITIONS = (
@@ -35,6 +35,10 @@ class Kind:
     config: str  # name of its file in configs/, or ""
     release: str  # "v0 or v1", which are alike, or "demo"
 
+    @property
+    def is_demo(self) -> bool:
+        return self.family == "SEEM" and self.release == "demo"
+
     def __str__(self) -> str:
         release = f" ({self.release})" if self.family == "SEEM" else ""
         return f"{self.family} {self.variant or 'of no official size'}{release}"
@@ -52,6 +56,12 @@ def recognise(state: Mapping[str, np.ndarray]) -> Kind:
     elif any(name.startswith(HEAD) for name in state):
         family = "SEEM"
     return Kind(family, variant, config, "v0 or v1" if EMPTY_WEIGHT in state else "demo")
+
+
+def release_of(config: Config) -> str | None:
+    """The official version that the decoder of a configuration follows; None for another one."""
+    decoder = config.model.decoder
+    return next((name for name in RELEASES if as_released(decoder, name) == decoder), None)
 
 
 def check(kind: Kind, state: Mapping[str, np.ndarray], config: Config) -> None:
