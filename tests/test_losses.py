@@ -217,21 +217,22 @@ def test_shared_points_are_chosen_as_each_mask_would_choose_among_its_mirrored_o
     logits = jnp.asarray(rng.standard_normal((2, 10, *size)), jnp.float32)
     candidates, rest = (jnp.asarray(rng.random((2, n, 2)), jnp.float32) for n in (200, 20))
     got = losses.masks.mirrored_points(logits, candidates, rest, 50)
-    ways = [mask % (8 if size[0] == size[1] else 4) for mask in range(10)]
+    ways = jnp.arange(10, dtype=jnp.int32) % (8 if size[0] == size[1] else 4)
     own = [
-        jnp.stack([losses.masks.mirror(points, way) for way in ways], axis=1)
-        for points in (candidates, rest)
+        losses.masks.mirror(points[:, None], ways[None, :, None]) for points in (candidates, rest)
     ]
     want = losses.masks.uncertain_points(logits, *own, 50)
     np.testing.assert_array_equal(got, want)
     assert (
-        len({tuple(np.asarray(points[0, 0])) for points in own[0].swapaxes(0, 1)}) == max(ways) + 1
+        len({tuple(np.asarray(points[0, 0])) for points in own[0].swapaxes(0, 1)})
+        == int(ways.max()) + 1
     )
 
 
 def test_mirrors_of_the_unit_square_are_eight_different_ones():
     corner = jnp.asarray([[0.25, 0.125]])
-    seen = {tuple(np.asarray(losses.masks.mirror(corner, way))[0]) for way in range(8)}
+    ways = jnp.arange(8, dtype=jnp.int32)[:, None]
+    seen = {tuple(point) for point in np.asarray(losses.masks.mirror(corner[None], ways))[:, 0]}
     one, other = (0.25, 0.75), (0.125, 0.875)
     assert seen == {(x, y) for x in one for y in other} | {(y, x) for x in one for y in other}
 

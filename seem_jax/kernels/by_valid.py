@@ -44,6 +44,7 @@ def _by_valid(function, valid, rows, *images):
         order, ((0, 0), (0, missing)), constant_values=number
     )  # beyond the end: dropped
 
+    @jax.jit  # so that it is traced once, though its shapes are asked for before
     def some(turn):
         """(which rows [B, AT_ONCE], what the function says of them)."""
         which = jax.lax.dynamic_slice_in_dim(order, turn * AT_ONCE, AT_ONCE, axis=1)
@@ -57,7 +58,7 @@ def _by_valid(function, valid, rows, *images):
         put = jax.vmap(lambda all, at, new: all.at[at].set(new, mode="drop"))
         return jax.tree.map(lambda all, new: put(all, which, new), results, news)
 
-    shapes = jax.eval_shape(some, 0)[1]
+    shapes = jax.eval_shape(some, jax.ShapeDtypeStruct((), jnp.int32))[1]
     results = jax.tree.map(lambda x: jnp.zeros((len(valid), number, *x.shape[2:]), x.dtype), shapes)
     results = jax.lax.fori_loop(0, turns, one_turn, results)
     return jax.tree.map(lambda x: jnp.where(_over(valid, x), x, jnp.zeros((), x.dtype)), results)

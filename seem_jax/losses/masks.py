@@ -100,31 +100,35 @@ def mirrored_points(logits: Array, candidates: Array, rest: Array, count: int) -
     A mirrored map at a point is the map at the mirrored point, so one read of rows serves all masks.
     """
     masks, square = logits.shape[1], logits.shape[2] == logits.shape[3]
-    ways = [mask % (8 if square else 4) for mask in range(masks)]
-    maps = jnp.stack(
-        [_mirrored_map(logits[:, mask], way) for mask, way in enumerate(ways)], axis=-1
-    )
-    read = jnp.moveaxis(jnp.abs(sample(maps, candidates)), 2, 1)  # [B, M, N]
-    certain_not = jax.vmap(lambda points, at: points[at])(candidates, smallest(read, count))
+    way = jnp.arange(masks, dtype=jnp.int32) % (8 if square else 4)
+    read = sample(jnp.moveaxis(_mirrored_maps(logits, way), 1, -1), candidates)
+    chosen = smallest(jnp.moveaxis(jnp.abs(read), 2, 1), count)  # [B, M, count]
+    certain_not = jax.vmap(lambda points, at: points[at])(candidates, chosen)
     rest = jnp.broadcast_to(rest[:, None], (len(rest), masks, *rest.shape[1:]))
-    points = jnp.concatenate([certain_not, rest], axis=2)
-    return jnp.stack([mirror(points[:, mask], way) for mask, way in enumerate(ways)], axis=1)
+    return mirror(jnp.concatenate([certain_not, rest], axis=2), way[None, :, None])
 
 
-def mirror(points: Array, way: int) -> Array:
-    """Points [..., 2] of the unit square in one of its eight mirrors: x and y change places (4), and x (1) and
-    y (2) run backwards. 0 leaves them."""
+def mirror(points: Array, way: Array) -> Array:
+    """Points [..., 2] of the unit square in one of its eight mirrors, int32 [...]: x and y change places (4), and
+    x (1) and y (2) run backwards. 0 leaves them."""
     x, y = points[..., 0], points[..., 1]
-    if way & 4:
-        x, y = y, x
-    return jnp.stack([1 - x if way & 1 else x, 1 - y if way & 2 else y], axis=-1)
+    swapped = way & 4 > 0
+    x, y = jnp.where(swapped, y, x), jnp.where(swapped, x, y)
+    x, y = jnp.where(way & 1 > 0, 1 - x, x), jnp.where(way & 2 > 0, 1 - y, y)
+    return jnp.stack([x, y], axis=-1)
 
 
-def _mirrored_map(maps: Array, way: int) -> Array:
-    """Maps [B, h, w], which at any point are what the given ones are at its `mirror`."""
-    backwards = [axis for axis, bit in ((2, 1), (1, 2)) if way & bit]
-    maps = jnp.flip(maps, backwards)
-    return maps.swapaxes(1, 2) if way & 4 else maps
+def _mirrored_maps(maps: Array, way: Array) -> Array:
+    """Maps [B, M, h, w], which at any point are what the given ones are at its `mirror` in the way of each, int32
+    [M]."""
+    way = way[None, :, None, None]
+    maps = jnp.where(way & 1 > 0, maps[..., ::-1], maps)
+    maps = jnp.where(way & 2 > 0, maps[..., ::-1, :], maps)
+    return (
+        jnp.where(way & 4 > 0, maps.swapaxes(2, 3), maps)
+        if maps.shape[2] == maps.shape[3]
+        else maps
+    )
 
 
 def stride4_logits(embedding: Array, mask_features: Array) -> Array:
