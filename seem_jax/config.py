@@ -314,4 +314,4 @@ class Config:
     log_every: int = 50  # steps
     checkpoint_every: int = 1000  # steps
     keep_checkpoints: int = 3
-    compile_cache: str = ".cache/jax"
+    compile_cache: str = ".cache/jax"  # of compiled programs, trusted like the code; "" keeps none

@@ -121,6 +121,14 @@ def test_a_damaged_file_is_told_and_removed(kept, damage, caplog):
     assert "compiled again" in caplog.text and not kept.exists()
 
 
+def test_a_file_that_cannot_be_read_is_told(config, caplog):
+    path = kept_program.place(config, SHAPES, ONE)
+    path.mkdir(parents=True)
+    with caplog.at_level(logging.WARNING):
+        assert kept_program.load(path, SHAPES, ONE) is None
+    assert "compiled again" in caplog.text
+
+
 def test_nothing_is_loaded_where_nothing_is(config):
     assert kept_program.load(kept_program.place(config, SHAPES, ONE), SHAPES, ONE) is None
 

@@ -83,11 +83,10 @@ def load(path: Path, arguments: tuple, mesh: Mesh) -> Compiled | None:
 
     Like every compile cache, the folder must be as trusted as the code: what is loaded is executed.
     """
-    try:
-        head, _, program = path.read_bytes().partition(b"\n")
-    except FileNotFoundError:
+    if not path.exists():
         return None
     try:
+        head, _, program = path.read_bytes().partition(b"\n")
         head = json.loads(head)
         if hashlib.sha256(program).hexdigest() != head["sha256"]:
             raise ValueError("its bytes are not those that were written")
@@ -101,7 +100,8 @@ def load(path: Path, arguments: tuple, mesh: Mesh) -> Compiled | None:
         )
     except Exception as error:  # whatever a cache holds, training must go on
         logging.warning("%s is of no use, so the step is compiled again: %s", path, error)
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink()
         return None
 
 
