@@ -127,6 +127,7 @@ def _train(config: Config, workdir: Path, watchdog: Watchdog) -> int:
         )
         if checkpoints.latest != config.num_steps:
             compilation.begin()
+            compilation.wait_until_lowered()
         state = _start(model, config, mesh, checkpoints, data)
         checkpoints.check_room(state.trainable, state.opt_state)
         first_step = int(state.step)

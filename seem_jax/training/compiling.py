@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -45,6 +47,7 @@ class Compilation:
         self._arguments = model, config, mesh, batch, class_ids, class_valid
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="compilation")
         self._found: concurrent.futures.Future[Found] | None = None
+        self._lowered = threading.Event()
 
     def __enter__(self) -> Compilation:
         return self
@@ -58,8 +61,15 @@ class Compilation:
         self._thread.shutdown(wait=error is None)
 
     def begin(self) -> None:
-        self._found = self._thread.submit(_compile, *self._arguments)
+        self._found = self._thread.submit(_compile, *self._arguments, self._lowered.set)
+        self._found.add_done_callback(lambda _: self._lowered.set())
         self._thread.submit(_keep, self._found)  # once that has ended: nobody waits for it
+
+    def wait_until_lowered(self) -> None:
+        """Waits, if the step was begun, until XLA has it: tracing is Python, and two threads of Python take
+        longer than one after the other."""
+        if self._found is not None:
+            self._lowered.wait()
 
     def result(self) -> tuple[Compiled, float]:
         """(the program, the seconds that it took), once it is there; begins now if it did not before.
@@ -73,7 +83,13 @@ class Compilation:
 
 
 def _compile(
-    model: SEEM, config: Config, mesh: Mesh, batch: Batch, class_ids: Array, class_valid: Array
+    model: SEEM,
+    config: Config,
+    mesh: Mesh,
+    batch: Batch,
+    class_ids: Array,
+    class_valid: Array,
+    lowered: Callable[[], None],
 ) -> Found:
     began = time.perf_counter()
     state = states.abstract(model, config, mesh)
@@ -86,10 +102,14 @@ def _compile(
     )
     arguments = (state, placed, names)
     path = kept_program.place(config, arguments, mesh, (type(model), make_train_step))
-    if path is not None and (kept := kept_program.load(path, arguments, mesh)) is not None:
-        return Found(kept, time.perf_counter() - began)
+    if path is not None and path.exists():
+        lowered()
+        if (kept := kept_program.load(path, arguments, mesh)) is not None:
+            return Found(kept, time.perf_counter() - began)
     with sharding.use(mesh):
-        compiled = make_train_step(model, config, mesh).lower(*arguments).compile()
+        program = make_train_step(model, config, mesh).lower(*arguments)
+        lowered()
+        compiled = program.compile()
     return Found(compiled, time.perf_counter() - began, path)
 
 
