@@ -14,9 +14,7 @@ import jax.numpy as jnp
 from seem_jax.types import Array
 
 AT_ONCE = 160_000  # numbers that are searched together
-FOLDS = (
-    64  # parts of a row that are added up before one sum; three counts of so many fit an integer
-)
+FOLDS = 64  # parts of a row that are added up before one sum: three such counts fit an integer
 BITS = 32  # places that one word holds
 
 
