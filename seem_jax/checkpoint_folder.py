@@ -30,6 +30,7 @@ MAY_DIFFER = (
     "faults.",
     "profile.",
     "rematerialise",
+    "scan_layers",
     "useful_gflop_per_image",
     "data.panoptic_eval",
     "data.referring_eval",

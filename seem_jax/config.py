@@ -68,6 +68,9 @@ class TextConfig:
     token_deviation: float = 0.02  # of the token embeddings at the start
 
 
+NUM_LEVELS = 3  # maps that the decoder reads, one a layer in turn: strides 32, 16 and 8
+
+
 @dataclasses.dataclass
 class DecoderConfig:
     """SEEM decoder. `rules` names a table of decoder/rules.py.
@@ -309,6 +312,9 @@ class Config:
     # What the backward pass computes again to save memory: "" nothing, "products" all but products
     # with weights, "parts" everything inside the encoders and the decoder.
     rematerialise: str = ""
+    # The decoder's layers in a loop over turns of three levels: XLA compiles a third of them. The layers
+    # of evaluation and of the predictor always stand one by one.
+    scan_layers: bool = False
     seed: int = 0
     useful_gflop_per_image: float = 0.0  # training/utilisation.py; 0: no utilisation is reported
     log_every: int = 50  # steps

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from seem_jax.config import REGION_TERMS, Config
+from seem_jax.config import NUM_LEVELS, REGION_TERMS, Config
 
 
 def validate(config: Config) -> None:
@@ -148,6 +148,9 @@ def _validate_faults(config: Config) -> None:
     share = 0 <= config.location_dropout <= 1
     _need(config, "location_dropout", share, "a share from 0 to 1")
     _one_of(config, "rematerialise", ("", "products", "parts"))
+    whole = config.model.decoder.num_layers % NUM_LEVELS == 0
+    turns = f"False where model.decoder.num_layers is not a multiple of {NUM_LEVELS}"
+    _need(config, "scan_layers", whole or not config.scan_layers, turns)
     _need(config, "useful_gflop_per_image", config.useful_gflop_per_image >= 0, "0 or more")
     _need(config, "profile.num_steps", config.profile.num_steps > 0, "a positive number")
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from seem_jax.config import Config
+from seem_jax.config import NUM_LEVELS, Config
 from seem_jax.models.language import class_names
 from seem_jax.models.seem import build
 from seem_jax.predictor import programs as predictor_programs
@@ -20,7 +20,6 @@ from seem_jax.predictor.programs import MAX_REFERENCE_POINTS, Phrase, ReferenceT
 from seem_jax.types import Array, Features, VisualPrompts
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-NUM_LEVELS = 3
 
 
 @dataclasses.dataclass(frozen=True)

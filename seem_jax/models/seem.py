@@ -45,7 +45,10 @@ __all__ = [
 
 
 class SEEM(nn.Module):
+    """With scan_layers the decoder's layers are a loop, which compiles sooner (`Decoder`)."""
+
     config: ModelConfig
+    scan_layers: bool = False
 
     def setup(self):
         config = self.config
@@ -53,7 +56,9 @@ class SEEM(nn.Module):
         self.backbone = backbone(config.backbone, dtype)
         self.pixel_decoder = pixel_decoder(config.pixel_decoder, dtype)
         self.text = TextEncoder(config.text, dtype)
-        self.decoder = Decoder(config.decoder, config.text.projection, config.attention, dtype)
+        self.decoder = Decoder(
+            config.decoder, config.text.projection, config.attention, dtype, self.scan_layers
+        )
         init = nn.with_logical_partitioning(fan_in_normal, ("embed", None))
         shape = (config.text.width, config.text.projection)
         self.text_projection = self.param("text_projection", init, shape)

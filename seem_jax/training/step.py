@@ -72,7 +72,8 @@ def make_train_step(
     tx = optimizer.make(config.optimizer, config.num_steps)
     rate = optimizer.schedule(config.optimizer, config.num_steps)
     shardings = jax.tree.map(lambda x: x.sharding, abstract(model, config, mesh))
-    learner = rematerialised(model, config.rematerialise)
+    learner = model.clone(scan_layers=True) if config.scan_layers else model
+    learner = rematerialised(learner, config.rematerialise)
 
     def step(state: TrainState, batch: Batch, names: Vocabulary):
         """(state after the step, metrics); see above."""

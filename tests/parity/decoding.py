@@ -17,7 +17,9 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 
-from seem_jax.models.decoder.decoder import NUM_LEVELS, Decoder, DecoderLayer
+from seem_jax.config import NUM_LEVELS
+from seem_jax.models.decoder.decoder import Decoder
+from seem_jax.models.decoder.layer import DecoderLayer
 from seem_jax.models.seem import class_logits, mask_logits
 from seem_jax.postprocess import plan_resize, resize
 from seem_jax.types import Features, Memory, Outputs, TextTokens, VisualPrompts, VisualTokens

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seem_jax.models.decoder.decoder import NUM_LEVELS
+from seem_jax.config import NUM_LEVELS
 from tests.parity.decoding import MARGIN, Inputs, Run, run_decoder
 from tests.parity.report import Stored, places, shape
 from tests.parity.subject import PRECISION

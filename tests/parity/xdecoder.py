@@ -9,7 +9,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from seem_jax.models.decoder.decoder import NUM_LEVELS, Decoder, DecoderLayer
+from seem_jax.config import NUM_LEVELS
+from seem_jax.models.decoder.decoder import Decoder
+from seem_jax.models.decoder.layer import DecoderLayer
 from seem_jax.types import Features
 
 

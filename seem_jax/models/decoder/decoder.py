@@ -5,6 +5,9 @@ official release, with the exact rewrites of the design: attention masks from ma
 once to each level, image keys and values projected once per image, visual tokens as keys and values
 only, and only the groups that were asked for. `tests/plain_decoder.py` is the definition without
 them.
+
+The layers are called one by one, or (scan_layers) by a loop whose body is a turn over the levels, so
+that XLA compiles a third of the layers of the official decoder. The parameters lie by layer in both.
 """
 
 from __future__ import annotations
@@ -13,12 +16,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from seem_jax.config import DecoderConfig
+from seem_jax.config import NUM_LEVELS, DecoderConfig
 from seem_jax.kernels.resize import shrink
+from seem_jax.models.decoder.layer import DecoderLayer, LayerInputs
 from seem_jax.models.decoder.rules import TABLES, Group, self_attention_reads
 from seem_jax.models.decoder.slots import default_query_index, offsets, spread_memory
 from seem_jax.models.prompts.visual import read_points
-from seem_jax.nn.attention import Attention
 from seem_jax.nn.blocks import MLP, LayerNorm, fan_in_normal
 from seem_jax.nn.positions import sine_positions
 from seem_jax.types import (
@@ -32,67 +35,19 @@ from seem_jax.types import (
     VisualTokens,
 )
 
-NUM_LEVELS = 3
-
-
-class DecoderLayer(nn.Module):
-    """Slots look at pixels, read each other, then pass a feed-forward; norms after the residuals."""
-
-    config: DecoderConfig
-    attention: str
-    dtype: jnp.dtype = jnp.float32
-
-    def setup(self):
-        width, heads = self.config.width, self.config.num_heads
-        self.cross_attention = Attention(width, heads, self.dtype)
-        self.self_attention = Attention(width, heads, self.dtype)
-        self.feed_forward = MLP((self.config.mlp_width, width), dtype=self.dtype)
-        self.cross_norm = LayerNorm(dtype=self.dtype)
-        self.self_norm = LayerNorm(dtype=self.dtype)
-        self.feed_forward_norm = LayerNorm(dtype=self.dtype)
-
-    def image_keys_values(self, pixels, positions, mark):
-        """What this layer needs of an image, [B, A, S, E] twice; the same in every round.
-
-        mark [D] is the embedding of the level, which the pixels [B, S, D] do not hold yet.
-        """
-        return self.cross_attention.keys_values(pixels + positions, pixels, mark)
-
-    def look(self, slots, positions, keys, values, mask_logits):
-        """Slots [B, N, D] after looking at the pixels of their last mask (logits [B, N, S])."""
-        update = self.cross_attention.look(
-            slots + positions, keys, values, mask_logits, self.attention or None
-        )
-        return self.cross_norm(slots + update)
-
-    def read(self, slots, positions, columns, column_positions, reads):
-        """Slots [B, N, D] after reading columns [B, C, D] and the feed-forward."""
-        update = self.self_attention(slots + positions, columns + column_positions, columns, reads)
-        return self._pass_on(slots, update)
-
-    def read_kept(self, slots, positions, reads, span, kept):
-        """`read`, where the columns are the slots and the rows of `span` also read kept tokens."""
-        given = slots + positions
-        return self._pass_on(
-            slots, self.self_attention.with_kept(given, given, slots, reads, span, kept)
-        )
-
-    def token_keys_values(self, tokens):
-        """The keys and values [B, A, K, E] of drawn tokens [B, K, D], which are their own positions."""
-        return self.self_attention.keys_values(tokens + tokens, tokens)
-
-    def _pass_on(self, slots, update):
-        slots = self.self_norm(slots + update)
-        return self.feed_forward_norm(slots + self.feed_forward(slots))
-
 
 class Decoder(nn.Module):
-    """Parameters and steps of the decoder. `text_width` is the width V of the text space."""
+    """Parameters and steps of the decoder. `text_width` is the width V of the text space.
+
+    With scan_layers, what is kept of each layer (`Features.keys` and `.values`, those of `KeptTokens`) has
+    an entry for each level instead, with the turns as its first axis.
+    """
 
     config: DecoderConfig
     text_width: int
     attention: str = ""
     dtype: jnp.dtype = jnp.float32
+    scan_layers: bool = False
 
     def setup(self):
         config, width = self.config, self.config.width
@@ -122,6 +77,32 @@ class Decoder(nn.Module):
     def layers(self):
         return [getattr(self, f"layer_{layer}") for layer in range(self.config.num_layers)]
 
+    def _of_layers(self, function):
+        """[function(layer, its level) of each layer]; or of each level, for all turns at once."""
+        if not self._scans():
+            return [function(layer, i % NUM_LEVELS) for i, layer in enumerate(self.layers)]
+        return [
+            jax.vmap(lambda params, level=level: function(self._layer(params), level))(params)
+            for level, params in enumerate(self._turns())
+        ]
+
+    def _layer(self, params):
+        """A layer of its own, which a transformation of JAX may call."""
+        layer = DecoderLayer(self.config, self.attention, self.dtype, parent=None)
+        return layer.bind({"params": params})
+
+    def _turns(self):
+        """Of each level the parameters of its layers, with the turns as first axis."""
+        params = self.variables["params"]
+        layers = [params[f"layer_{i}"] for i in range(self.config.num_layers)]
+        return [
+            jax.tree.map(lambda *turns: jnp.stack(turns), *layers[level::NUM_LEVELS])
+            for level in range(NUM_LEVELS)
+        ]
+
+    def _scans(self):
+        return self.scan_layers and not self.is_initializing()  # parameters are made by name
+
     def prepare(self, mask, levels) -> Features:
         """All that later calls need of an image: mask [B, h, w, D], levels coarse to fine."""
         b, _, _, d = mask.shape
@@ -137,12 +118,11 @@ class Decoder(nn.Module):
             positions.append(sine.reshape(1, h * w, d))
             # Resizing is linear: resize(embedding . features) == embedding . resize(features).
             mask_levels.append(shrink(mask, mask.shape[1] // h).reshape(b, h * w, d))
-        keys_values = [
-            layer.image_keys_values(
-                flat[i % NUM_LEVELS], positions[i % NUM_LEVELS], marks[i % NUM_LEVELS]
+        keys_values = self._of_layers(
+            lambda layer, level: layer.image_keys_values(
+                flat[level], positions[level], marks[level]
             )
-            for i, layer in enumerate(self.layers)
-        ]
+        )
         return Features(
             mask=mask,
             levels=tuple(marked),
@@ -181,15 +161,16 @@ class Decoder(nn.Module):
             shape = array.shape
             return array.reshape(*shape[:axis], num_prompts, -1, *shape[axis + 1 :])
 
-        keys_values = [
-            layer.token_keys_values(tokens.levels[i % NUM_LEVELS].astype(self.dtype))
-            for i, layer in enumerate(self.layers)
-        ]
+        def keys_values(layer, level):
+            k, v = layer.token_keys_values(tokens.levels[level].astype(self.dtype))
+            return by_prompt(k, 2), by_prompt(v, 2)
+
+        kept = self._of_layers(keys_values)
         valid = by_prompt(prompts.valid, 1)
         positive = valid & by_prompt(prompts.positive, 1)
         return KeptTokens(
-            keys=tuple(by_prompt(k, 2) for k, _ in keys_values),
-            values=tuple(by_prompt(v, 2) for _, v in keys_values),
+            keys=tuple(k for k, _ in kept),
+            values=tuple(v for _, v in kept),
             valid=valid,
             pooled=tokens.pooled,
             count=positive.sum(-1, keepdims=True, dtype=jnp.int32).astype(jnp.float32),
@@ -248,43 +229,86 @@ class Decoder(nn.Module):
             spread = spread_memory(memory.valid, config.num_memory)
             memory_index = jnp.broadcast_to(spread, (config.num_layers, *spread.shape))
 
-        answers = [self.predict(x[:, :num_answering])]
-        for i, layer in enumerate(self.layers):
-            level = i % NUM_LEVELS
-            owner = None if memory is None else memory_index[i]
-            last = _level_logits(answers[-1][0], features.mask_levels[level], memory, owner)
+        def advance(decoder, layer, level, x, mask_embedding, own: LayerInputs):
+            """(x after a layer, what the answering slots then say)."""
+            owner = own.memory_owner
+            last = _level_logits(mask_embedding, features.mask_levels[level], memory, owner)
             looked = layer.look(
-                x[:, :num_looking],
-                x_positions[:, :num_looking],
-                features.keys[i],
-                features.values[i],
-                last,
+                x[:, :num_looking], x_positions[:, :num_looking], own.keys, own.values, last
             )
             x = jnp.concatenate([looked, x[:, num_looking:]], axis=1)
+            present = dict(groups)
             if memory is not None:
                 known = jnp.take_along_axis(memory.valid, owner, axis=1)
-                groups["memory"] = Group(prompt=owner, valid=known)
-            x = self._read(i, x, x_positions, groups, visual, lookers)
-            answers.append(self.predict(x[:, :num_answering]))
-        return _organise(answers if every_layer else answers[-1:], lookers, visual, config)
+                present["memory"] = Group(prompt=owner, valid=known)
+            if isinstance(visual, KeptTokens):
+                reads = self_attention_reads(present, present, config.rules)
+                kept = own.kept_keys, own.kept_values, visual.valid
+                x = layer.read_kept(x, x_positions, reads, lookers["visual_query"], kept)
+            else:
+                tokens = None if visual is None else visual.levels[level].astype(x.dtype)
+                columns = _columns(x, x_positions, present, tokens, visual)
+                reads = self_attention_reads(present, columns[2], config.rules)
+                x = layer.read(x, x_positions, *columns[:2], reads)
+            return x, decoder.predict(x[:, :num_answering])
 
-    def _read(self, i, x, x_positions, groups, visual, lookers):
-        """Slots [B, N, D] after layer i has read slots and drawn tokens."""
-        layer, rules = self.layers[i], self.config.rules
-        if isinstance(visual, KeptTokens):
-            reads = self_attention_reads(groups, groups, rules)
-            kept = visual.keys[i], visual.values[i], visual.valid
-            return layer.read_kept(x, x_positions, reads, lookers["visual_query"], kept)
-        columns, column_positions, column_groups = x, x_positions, dict(groups)
-        if visual is not None:
-            tokens = visual.levels[i % NUM_LEVELS].astype(x.dtype)
-            columns = jnp.concatenate([columns, tokens], axis=1)
-            column_positions = jnp.concatenate(
-                [column_positions, jax.lax.stop_gradient(tokens)], axis=1
-            )
-            column_groups["visual_token"] = Group(prompt=visual.prompt, valid=visual.valid)
-        reads = self_attention_reads(groups, column_groups, rules)
-        return layer.read(x, x_positions, columns, column_positions, reads)
+        first = self.predict(x[:, :num_answering])
+        inputs = self._inputs(features, visual, memory_index)
+        through = self._in_turns if self._scans() else self._one_by_one
+        answers = through(advance, x, first, inputs)
+        if not every_layer:
+            answers = jax.tree.map(lambda part: part[-1:], answers)
+        return _organise(*answers, lookers, visual, config)
+
+    def _inputs(self, features, visual, memory_index) -> list[LayerInputs]:
+        """Of each layer; or of each level, with the turns as first axis."""
+        nothing = [None] * len(features.keys)
+        kept = isinstance(visual, KeptTokens)
+        if memory_index is None:
+            owners = nothing
+        elif self._scans():
+            owners = [memory_index[level::NUM_LEVELS] for level in range(NUM_LEVELS)]
+        else:
+            owners = list(memory_index)
+        parts = zip(
+            features.keys,
+            features.values,
+            owners,
+            visual.keys if kept else nothing,
+            visual.values if kept else nothing,
+            strict=True,
+        )
+        return [LayerInputs(*part) for part in parts]
+
+    def _one_by_one(self, advance, x, first, inputs):
+        """The predictions before the first and after each layer, with a first axis for them."""
+        answers = [first]
+        for i, layer in enumerate(self.layers):
+            x, answer = advance(self, layer, i % NUM_LEVELS, x, answers[-1][0], inputs[i])
+            answers.append(answer)
+        return jax.tree.map(lambda *parts: jnp.stack(parts), *answers)
+
+    def _in_turns(self, advance, x, first, inputs):
+        """The same by a loop, each turn of which passes one layer of every level."""
+        empty, variables = self.unbind()  # no module of outside may be called inside the loop
+
+        def turn(carry, given):
+            x, mask_embedding = carry
+            decoder, answers = empty.bind(variables), []
+            for level, (params, own) in enumerate(given):
+                layer = decoder._layer(params)
+                x, answer = advance(decoder, layer, level, x, mask_embedding, own)
+                answers.append(answer)
+                mask_embedding = answer[0]
+            return (x, mask_embedding), jax.tree.map(lambda *parts: jnp.stack(parts), *answers)
+
+        given = list(zip(self._turns(), inputs, strict=True))
+        _, answers = jax.lax.scan(turn, (x, first[0]), given)
+        return jax.tree.map(
+            lambda start, later: jnp.concatenate([start[None], later.reshape(-1, *start.shape)]),
+            first,
+            answers,
+        )
 
     def _start(self, batch, text, visual, memory, *, objects, query_index):
         """First features, positions and groups of the slots that look at the image."""
@@ -324,6 +348,17 @@ class Decoder(nn.Module):
         return slots, positions, groups
 
 
+def _columns(x, positions, groups, tokens, visual):
+    """(columns [B, C, D], their positions, their groups) of self-attention: the slots, then drawn tokens."""
+    if tokens is None:
+        return x, positions, groups
+    return (
+        jnp.concatenate([x, tokens], axis=1),
+        jnp.concatenate([positions, jax.lax.stop_gradient(tokens)], axis=1),
+        {**groups, "visual_token": Group(prompt=visual.prompt, valid=visual.valid)},
+    )
+
+
 def _level_logits(mask_embedding, mask_level, memory, owner):
     """float32 [B, N, S]: the last predicted mask of each slot, at one level; no gradient.
 
@@ -342,9 +377,8 @@ def _level_logits(mask_embedding, mask_level, memory, owner):
     return jnp.concatenate([logits(mask_embedding), said], axis=1)
 
 
-def _organise(answers, lookers, visual, config) -> Outputs:
-    masks = jnp.stack([mask for mask, _ in answers])  # [L, B, N, D]
-    classes = jnp.stack([embedding for _, embedding in answers])  # [L, B, N, V]
+def _organise(masks, classes, lookers, visual, config) -> Outputs:
+    """masks [L, B, N, D] and classes [L, B, N, V] of all answering slots, by group."""
 
     def group(name):
         if name not in lookers:

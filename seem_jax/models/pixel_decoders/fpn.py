@@ -12,12 +12,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from seem_jax.config import PixelDecoderConfig
+from seem_jax.config import NUM_LEVELS, PixelDecoderConfig
 from seem_jax.nn.attention import Attention
 from seem_jax.nn.blocks import MLP, Conv, Dense, GroupNorm, LayerNorm, fan_in_uniform
 from seem_jax.nn.positions import sine_positions
-
-NUM_LEVELS = 3  # maps handed to the SEEM decoder
 
 
 class FPN(nn.Module):
