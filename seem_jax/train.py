@@ -19,7 +19,9 @@ import dataclasses
 import fcntl
 import os
 import signal
+import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -40,7 +42,7 @@ from seem_jax.evaluation import evaluator, report
 from seem_jax.models.language import class_names
 from seem_jax.models.language.tokenizer import Tokenizer
 from seem_jax.models.seem import SEEM, build
-from seem_jax.training import agreement, goodput, starting_weights
+from seem_jax.training import agreement, compiling, goodput, starting_weights
 from seem_jax.training import state as states
 from seem_jax.training.compiling import Compilation
 from seem_jax.training.goodput import Clock
@@ -126,7 +128,7 @@ def _train(config: Config, workdir: Path, watchdog: Watchdog) -> int:
             Compilation(model, config, mesh, batch, data.class_ids, data.class_valid)
         )
         if checkpoints.latest != config.num_steps:
-            compilation.begin()
+            compilation.begin((checkpoints.latest or 0) + 1)
             compilation.wait_until_lowered()
         state = _start(model, config, mesh, checkpoints, data)
         checkpoints.check_room(state.trainable, state.opt_state)
@@ -329,7 +331,19 @@ def main(argv: list[str]) -> int:
         kind = DEVICE_KIND.value or jax.devices()[0].device_kind
         _say("\n".join(plan(config, count, kind, STEP_SECONDS.value)))
         return 0
-    return train(config)
+    code = 1
+    try:
+        code = train(config)
+    except BaseException:
+        if compiling.unfinished():
+            traceback.print_exc()
+        raise
+    finally:
+        if compiling.unfinished():  # Python would wait for XLA, which cannot be told to stop
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    return code
 
 
 if __name__ == "__main__":

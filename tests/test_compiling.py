@@ -1,64 +1,143 @@
-"""The step compiles in its own thread: when it was begun or is asked for, and its errors come out."""
+"""Steps compile in a thread of their own: when they were begun or are asked for, and errors come out."""
 
 import contextlib
 import threading
+import types
 
 import pytest
 
 from seem_jax.training import compiling
 
-ARGUMENTS = ("model", "config", "mesh", "batch", "ids", "valid")
+ENCODER_STEPS, NUM_STEPS = 3, 9
 
 
-def test_a_step_that_was_not_begun_is_compiled_when_it_is_asked_for(monkeypatch):
-    monkeypatch.setattr(compiling, "_compile", lambda *given: compiling.Found(given[:-1], 1.0))
-    with compiling.Compilation(*ARGUMENTS) as compilation:
-        assert compilation.result() == (ARGUMENTS, 1.0)
-        assert compilation.result() == (ARGUMENTS, 1.0)
+def make(monkeypatch, compile_one, *, encoder_steps=0):
+    monkeypatch.setattr(compiling.Compilation, "_compile", compile_one)
+    config = types.SimpleNamespace(encoder_steps=encoder_steps, num_steps=NUM_STEPS)
+    return compiling.Compilation("model", config, "mesh", "batch", "ids", "valid")
+
+
+def program(decoder):
+    return f"decoder: {decoder}"
+
+
+def test_a_step_that_was_not_begun_is_compiled_when_it_is_asked_for_and_once(monkeypatch):
+    compiled = []
+
+    def compile_one(self, decoder):
+        compiled.append(decoder)
+        return compiling.Found(program(decoder))
+
+    with make(monkeypatch, compile_one) as compilation:
+        assert not compilation.ready(1)
+        assert compilation.program(1) == compilation.program(NUM_STEPS) == program(True)
+        assert compilation.ready(1) and compiled == [True]
+
+
+def test_first_the_program_of_the_next_step_then_that_of_later_ones(monkeypatch):
+    compiled, may_end = [], threading.Event()
+
+    def compile_one(self, decoder):
+        compiled.append(decoder)
+        if decoder:
+            may_end.wait(60)
+        return compiling.Found(program(decoder))
+
+    with make(monkeypatch, compile_one, encoder_steps=ENCODER_STEPS) as compilation:
+        compilation.begin(1)
+        assert compilation.program(ENCODER_STEPS) == program(False)
+        assert compilation.ready(ENCODER_STEPS) and not compilation.ready(ENCODER_STEPS + 1)
+        may_end.set()
+        assert compilation.program(ENCODER_STEPS + 1) == program(True)
+    assert compiled == [False, True]
+
+
+def test_a_run_behind_the_first_steps_compiles_one_program(monkeypatch):
+    compiled = []
+
+    def compile_one(self, decoder):
+        compiled.append(decoder)
+        return compiling.Found(program(decoder))
+
+    with make(monkeypatch, compile_one, encoder_steps=ENCODER_STEPS) as compilation:
+        compilation.begin(ENCODER_STEPS + 1)
+        assert compilation.program(ENCODER_STEPS + 1) == program(True)
+        assert compiled == [True]
+        assert compilation.program(ENCODER_STEPS) == program(False)  # rolled back
 
 
 def test_what_the_compiler_raises_is_raised_where_the_step_is_asked_for(monkeypatch):
-    def fail(*given):
+    def fail(self, decoder):
         raise ValueError("no such shape")
 
-    monkeypatch.setattr(compiling, "_compile", fail)
-    with compiling.Compilation(*ARGUMENTS) as compilation:
-        compilation.begin()
+    with make(monkeypatch, fail) as compilation:
+        compilation.begin(1)
         with pytest.raises(ValueError, match="no such shape"):
-            compilation.result()
+            compilation.program(1)
 
 
-def test_an_error_meanwhile_does_not_wait_for_the_compiler(monkeypatch):
-    end, ended = threading.Event(), threading.Event()
+def test_an_error_of_later_steps_is_raised_in_the_next_one(monkeypatch):
+    failed = threading.Event()
 
-    def compile_long(*given):
-        end.wait(60)
+    def compile_one(self, decoder):
+        if decoder:
+            failed.wait(60)
+            raise ValueError("no such shape")
+        return compiling.Found(program(decoder))
+
+    with make(monkeypatch, compile_one, encoder_steps=ENCODER_STEPS) as compilation:
+        compilation.begin(1)
+        assert compilation.program(1) == program(False)
+        failed.set()
+        with pytest.raises(ValueError, match="no such shape"):
+            compilation.program(ENCODER_STEPS + 1)
+        with pytest.raises(ValueError, match="no such shape"):
+            compilation.program(2)
+
+
+def test_several_processes_wait_for_both_programs(monkeypatch):
+    def compile_one(self, decoder):
+        return compiling.Found(program(decoder))
+
+    monkeypatch.setattr(compiling.processes, "several", lambda: True)
+    with make(monkeypatch, compile_one, encoder_steps=ENCODER_STEPS) as compilation:
+        compilation.begin(1)
+        assert compilation.program(1) == program(False)
+        assert compilation.ready(NUM_STEPS)
+
+
+@pytest.mark.parametrize("error", [False, True])
+def test_leaving_does_not_wait_for_the_compiler(monkeypatch, error):
+    may_end, ended = threading.Event(), threading.Event()
+
+    def compile_long(self, decoder):
+        may_end.wait(60)
         ended.set()
+        return compiling.Found(program(decoder))
 
-    monkeypatch.setattr(compiling, "_compile", compile_long)
-    with contextlib.suppress(ValueError), compiling.Compilation(*ARGUMENTS) as compilation:
-        compilation.begin()
-        raise ValueError("the weights do not fit")
-    assert not ended.is_set()
-    end.set()
+    with contextlib.suppress(ValueError), make(monkeypatch, compile_long) as compilation:
+        compilation.begin(1)
+        if error:
+            raise ValueError("the weights do not fit")
+    assert not ended.is_set() and compiling.unfinished()
+    may_end.set()
     assert ended.wait(60)
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_waiting_ends_when_the_step_is_lowered_or_has_failed(monkeypatch, fails):
-    end = threading.Event()
+def test_waiting_ends_when_the_first_step_is_lowered_or_has_failed(monkeypatch, fails):
+    may_end = threading.Event()
 
-    def compile_long(*given):
+    def compile_long(self, decoder):
         if fails:
             raise ValueError("no such shape")
-        given[-1]()
-        end.wait(60)
-        return compiling.Found(given, 1.0)
+        self._lowered.set()
+        may_end.wait(60)
+        return compiling.Found(program(decoder))
 
-    monkeypatch.setattr(compiling, "_compile", compile_long)
-    with compiling.Compilation(*ARGUMENTS) as compilation:
+    with make(monkeypatch, compile_long) as compilation:
         compilation.wait_until_lowered()  # nothing was begun
-        compilation.begin()
+        compilation.begin(1)
         compilation.wait_until_lowered()
-        assert not end.is_set()
-        end.set()
+        assert not may_end.is_set()
+        may_end.set()

@@ -86,6 +86,7 @@ def test_another_configuration_code_or_shape_has_another_place(config, monkeypat
         kept_program.place(config, (*SHAPES[:2], jax.ShapeDtypeStruct((5,), jnp.float32)), ONE),
     ]
     others.append(kept_program.place(config, SHAPES, ONE, (step,)))
+    others.append(kept_program.place(config, SHAPES, ONE, decoder=False))
     typed = types.FunctionType(step.__code__.replace(co_filename="<stdin>"), {})
     assert kept_program.place(config, SHAPES, ONE, (typed,)) is None
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
@@ -93,7 +94,7 @@ def test_another_configuration_code_or_shape_has_another_place(config, monkeypat
     monkeypatch.undo()
     monkeypatch.setattr(kept_program.agreement, "code_fingerprint", lambda: "other")
     others.append(kept_program.place(config, SHAPES, ONE))
-    assert len({here, *others}) == 6
+    assert len({here, *others}) == 7
 
 
 def test_without_a_cache_or_with_several_processes_nothing_is_kept(config, monkeypatch):

@@ -4,8 +4,10 @@ The step itself is a stand-in that adds the number of the batch to a weight; che
 and watchdog are the real ones.
 """
 
+import dataclasses
 import json
 import time
+from collections.abc import Collection
 from types import SimpleNamespace
 
 import jax
@@ -48,24 +50,27 @@ class Batches:
         return {"number": self.number}
 
 
-class StandIn(Loop):
-    """A loop whose step is fast to compile; batches in `bad` give NaN."""
+@dataclasses.dataclass
+class Steps:
+    """In place of `Compilation`, a step that is there at once; batches in `bad` give NaN."""
 
-    bad = ()
-    step_seconds = 0.0
+    bad: Collection[int] = ()
+    seconds: float = 0.0
 
-    def _compiled(self, state):
-        def step(state, batch, names):
-            number = int(batch.sample_id[0])
-            time.sleep(self.step_seconds)
-            finite = number not in self.bad
-            weight = state.trainable["w"] + (number if finite else 0)
-            after = state.replace(step=state.step + 1, trainable={"w": weight})
-            loss = jnp.float32(number if finite else np.nan)
-            return after, {"loss": loss, "object/dice": loss, "finite": jnp.float32(finite)}
+    def ready(self, step):
+        return True
 
-        with self.watchdog.phase("compiling"), self.clock.spend("compile"):
-            return step
+    def program(self, step):
+        return self
+
+    def __call__(self, state, batch, names):
+        number = int(batch.sample_id[0])
+        time.sleep(self.seconds)
+        finite = number not in self.bad
+        weight = state.trainable["w"] + (number if finite else 0)
+        after = state.replace(step=state.step + 1, trainable={"w": weight})
+        loss = jnp.float32(number if finite else np.nan)
+        return after, {"loss": loss, "object/dice": loss, "finite": jnp.float32(finite)}
 
 
 def run(workdir, *, bad=(), stop_after=None, batch_seconds=0.0, step_seconds=0.0, **fields):
@@ -101,12 +106,12 @@ def run(workdir, *, bad=(), stop_after=None, batch_seconds=0.0, step_seconds=0.0
             )
             batches.number = first + 1
         with Writer(workdir, first) as writer:
-            loop = StandIn(
-                config=config, mesh=mesh, batches=batches, names=None, compilation=None,
+            loop = Loop(
+                config=config, mesh=mesh, batches=batches, names=None,
+                compilation=Steps(bad, step_seconds),
                 evaluate=lambda state, folder: {}, checkpoints=checkpoints, ledger=Ledger(workdir),
                 clock=clock, writer=writer, watchdog=watchdog, say=lambda *a, **k: None,
             )  # fmt: skip
-            loop.bad, loop.step_seconds = bad, step_seconds
             stop = lambda: batches.number - 1 == stop_after  # noqa: E731
             state = loop.run(state, stop)
             checkpoints.wait()

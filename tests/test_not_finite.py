@@ -72,9 +72,9 @@ class Poisoned:
             return out[0], out[1] + self.bad("text")
         return out
 
-    def loss_and_metrics(self, model, config, mesh, params, batch, *rest):
+    def loss_and_metrics(self, model, config, mesh, params, batch, *rest, **options):
         self.code = batch.sample_id[0]
-        return LOSS(model, config, mesh, params, batch, *rest)
+        return LOSS(model, config, mesh, params, batch, *rest, **options)
 
     def total_loss(self, *arguments, **options):
         loss, metrics = losses.total_loss(*arguments, **options)

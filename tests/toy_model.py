@@ -39,7 +39,7 @@ def create(model, config, mesh, key):
     return jax.jit(draw, out_shardings=jax.tree.map(lambda x: x.sharding, like))(key)
 
 
-def make_train_step(model, config, mesh):
+def make_train_step(model, config, mesh, *, decoder=True):
     def step(state, batch, names):
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         colour = batch.image.astype(jnp.float32).mean((1, 2)) / 255  # [B, 3]

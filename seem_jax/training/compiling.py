@@ -1,12 +1,14 @@
-"""The training step as a program, compiled from shapes while the state is still being made."""
+"""The programs of the training steps, compiled from shapes while the state is still being made.
+
+A run has up to two: the first config.encoder_steps steps have no decoder, and their program compiles in half
+the time. The other one compiles while they run.
+"""
 
 from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -14,7 +16,7 @@ import jax
 from jax.sharding import Mesh
 from jax.stages import Compiled
 
-from seem_jax import sharding
+from seem_jax import processes, sharding
 from seem_jax.config import Config
 from seem_jax.models.seem import SEEM
 from seem_jax.training import kept_program
@@ -22,31 +24,33 @@ from seem_jax.training import state as states
 from seem_jax.training.step import make_train_step, vocabulary
 from seem_jax.types import Array, Batch
 
+THREAD = "compilation"
+
 
 @dataclasses.dataclass(frozen=True)
 class Found:
     program: Compiled
-    seconds: float
     to_keep: Path | None = None  # where a next start shall find it
 
 
+@dataclasses.dataclass
 class Compilation:
-    """Runs in a thread of its own. A context manager: leaving it waits for the end, but for errors, which are
-    told at once; the process then ends when XLA has."""
+    """Compiles in a thread of its own, one program after the other.
 
-    def __init__(
-        self,
-        model: SEEM,
-        config: Config,
-        mesh: Mesh,
-        batch: Batch,
-        class_ids: Array,
-        class_valid: Array,
-    ):
-        """batch holds the ShapeDtypeStructs of a global batch; the class names are as for `vocabulary`."""
-        self._arguments = model, config, mesh, batch, class_ids, class_valid
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="compilation")
-        self._found: concurrent.futures.Future[Found] | None = None
+    A context manager. Leaving it does not wait: XLA cannot be interrupted. `unfinished` says whether it is
+    still at it; a process that then wants to end must do so by `os._exit`.
+    """
+
+    model: SEEM
+    config: Config
+    mesh: Mesh
+    batch: Batch  # ShapeDtypeStructs of a global batch
+    class_ids: Array  # class names as for `vocabulary`
+    class_valid: Array
+
+    def __post_init__(self):
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix=THREAD)
+        self._found: dict[bool, concurrent.futures.Future[Found]] = {}  # by: has the decoder
         self._lowered = threading.Event()
 
     def __enter__(self) -> Compilation:
@@ -58,59 +62,74 @@ class Compilation:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._thread.shutdown(wait=error is None)
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def begin(self) -> None:
-        self._found = self._thread.submit(_compile, *self._arguments, self._lowered.set)
-        self._found.add_done_callback(lambda _: self._lowered.set())
-        self._thread.submit(_keep, self._found)  # once that has ended: nobody waits for it
+    def begin(self, step: int) -> None:
+        """Begins with the program of this step; then comes that of later steps, if it is another one."""
+        for number in (step, self.config.num_steps):
+            self._begin(self._has_decoder(number))
 
     def wait_until_lowered(self) -> None:
-        """Waits, if the step was begun, until XLA has it: tracing is Python, and two threads of Python take
-        longer than one after the other."""
-        if self._found is not None:
+        """Waits, if a step was begun, until XLA has the first one: tracing is Python, and two threads of
+        Python take longer than one after the other."""
+        if self._found:
             self._lowered.wait()
 
-    def result(self) -> tuple[Compiled, float]:
-        """(the program, the seconds that it took), once it is there; begins now if it did not before.
+    def ready(self, step: int) -> bool:
+        """Whether `program` need not wait."""
+        found = self._found.get(self._has_decoder(step))
+        return found is not None and found.done()
 
-        The program is one of fixed shapes, so it cannot compile a second time.
+    def program(self, step: int) -> Compiled:
+        """What runs this step, once it is there; begins now if it did not before.
+
+        It is a program of fixed shapes, so it cannot compile a second time. Raises what went wrong with the
+        other program, too, as soon as that is known. With several processes it waits for both, since XLA
+        may let the processes talk to each other while it compiles.
         """
-        if self._found is None:
-            self.begin()
-        found = self._found.result()
-        return found.program, found.seconds
+        self.begin(step)
+        for found in self._found.values():
+            if found.done() or processes.several():
+                found.result()
+        return self._found[self._has_decoder(step)].result().program
+
+    def _has_decoder(self, step: int) -> bool:
+        return step > self.config.encoder_steps
+
+    def _begin(self, decoder: bool) -> None:
+        if decoder not in self._found:
+            found = self._thread.submit(self._compile, decoder)
+            found.add_done_callback(lambda _: self._lowered.set())
+            self._found[decoder] = found
+            self._thread.submit(_keep, found)  # once that has ended: nobody waits for it
+
+    def _compile(self, decoder: bool) -> Found:
+        model, config, mesh = self.model, self.config, self.mesh
+        state = states.abstract(model, config, mesh)
+        names = jax.eval_shape(
+            lambda params: vocabulary(model, params, config, self.class_ids, self.class_valid),
+            states.merge(state),
+        )
+        placed = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.batch(mesh)),
+            self.batch,
+        )
+        arguments = (state, placed, names)
+        made_by = (type(model), make_train_step)
+        path = kept_program.place(config, arguments, mesh, made_by, decoder=decoder)
+        if path is not None and path.exists():
+            self._lowered.set()
+            if (kept := kept_program.load(path, arguments, mesh)) is not None:
+                return Found(kept)
+        with sharding.use(mesh):
+            lowered = make_train_step(model, config, mesh, decoder=decoder).lower(*arguments)
+            self._lowered.set()
+            return Found(lowered.compile(), path)
 
 
-def _compile(
-    model: SEEM,
-    config: Config,
-    mesh: Mesh,
-    batch: Batch,
-    class_ids: Array,
-    class_valid: Array,
-    lowered: Callable[[], None],
-) -> Found:
-    began = time.perf_counter()
-    state = states.abstract(model, config, mesh)
-    names = jax.eval_shape(
-        lambda params: vocabulary(model, params, config, class_ids, class_valid),
-        states.merge(state),
-    )
-    placed = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.batch(mesh)), batch
-    )
-    arguments = (state, placed, names)
-    path = kept_program.place(config, arguments, mesh, (type(model), make_train_step))
-    if path is not None and path.exists():
-        lowered()
-        if (kept := kept_program.load(path, arguments, mesh)) is not None:
-            return Found(kept, time.perf_counter() - began)
-    with sharding.use(mesh):
-        program = make_train_step(model, config, mesh).lower(*arguments)
-        lowered()
-        compiled = program.compile()
-    return Found(compiled, time.perf_counter() - began, path)
+def unfinished() -> bool:
+    """Whether a thread of this process still compiles."""
+    return any(thread.name.startswith(THREAD) for thread in threading.enumerate())
 
 
 def _keep(found: concurrent.futures.Future[Found]) -> None:

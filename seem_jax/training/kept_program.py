@@ -28,9 +28,11 @@ PREFIX = "train_step-"
 MOST = 8  # files in a folder; those that were not used for longest go
 
 
-def place(config: Config, arguments: tuple, mesh: Mesh, made_by: tuple = ()) -> Path | None:
+def place(
+    config: Config, arguments: tuple, mesh: Mesh, made_by: tuple = (), *, decoder: bool = True
+) -> Path | None:
     """Where the step of these abstract arguments on this mesh is kept; None where it is not: without a compile
-    cache, and with several processes, whose programs must not differ.
+    cache, and with several processes, whose programs must not differ. decoder as for `make_train_step`.
 
     made_by are the classes and functions that the step comes from: they may lie in files of a user.
     """
@@ -43,6 +45,7 @@ def place(config: Config, arguments: tuple, mesh: Mesh, made_by: tuple = ()) -> 
     facts = agreement.facts(dataclasses.replace(config, workdir="")) | {
         "devices": [str(device) for device in mesh.devices.flat],
         "mesh": str(dict(mesh.shape)),
+        "decoder": decoder,
         "processor": _processor(),
         "flags": [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")],
         "jax": {name: str(x) for name, x in jax.config.values.items() if "cache" not in name},

@@ -49,7 +49,9 @@ class Loop:
         self._undone = 0
         step = int(state.step)
         batch = self._next(step + 1)
-        train_step = self._compiled(state)
+        with self.watchdog.phase("preparing to save"), clock.spend("compile"):
+            self.checkpoints.prepare(state.trainable, state.opt_state)
+        self._wait_for_the_program(step + 1)
         self.progress.restart()
         clock.stays("overhead")
         with CompileCounter() as self.counter, _profile(config.profile, config.workdir) as trace:
@@ -58,8 +60,11 @@ class Loop:
                 trace.begin(step)
                 with clock.spend("overhead", self.progress.busy):
                     placed = sharding.put_batch(batch, self.mesh)
+                if not self.compilation.ready(step):
+                    self._wait_for_the_program(step)
                 with clock.spend("productive"):
                     self.watchdog.beat(f"step {step}")
+                    train_step = self.compilation.program(step)
                     state, metrics = train_step(state, placed, self.names)
                 # The step runs on its own from here; what follows overlaps with it.
                 self.progress.add(step, batch.sample_id, metrics)
@@ -112,14 +117,18 @@ class Loop:
         self.progress.waited += time.perf_counter() - begin
         return batch
 
-    def _compiled(self, state: states.TrainState) -> Callable:
-        """The training step; meanwhile saving is prepared."""
+    def _wait_for_the_program(self, step: int) -> None:
+        """Until what runs this step is compiled."""
+        begin = time.perf_counter()
         self.say("compiling the training step ...", end=" ")
-        with self.watchdog.phase("compiling the training step"), self.clock.spend("compile"):
-            self.checkpoints.prepare(state.trainable, state.opt_state)
-            compiled, seconds = self.compilation.result()
-        self.say(f"took {seconds:.0f} s")
-        return compiled
+        with (
+            self.watchdog.phase("compiling the training step"),
+            self.clock.spend("compile", self.progress.busy),
+        ):
+            self.compilation.program(step)
+        took = time.perf_counter() - begin
+        self.say(f"took {took:.0f} s")
+        self.progress.leave_out(took)
 
     def _log(self, step: int) -> None:
         self.ledger.train_seconds = time.perf_counter() - self.started

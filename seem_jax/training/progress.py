@@ -85,10 +85,13 @@ class Progress:
         print(f"skipped: {message}", flush=True)
 
     def take(self) -> dict[str, float]:
-        """Means since the last call, with rates."""
+        """Means since the last call, each over the steps that have it, with rates."""
         seconds = time.perf_counter() - self._begin
-        names = self._seen[0] if self._seen else ()
-        means = {name: float(np.mean([v[name] for v in self._seen])) for name in names}
+        names = dict.fromkeys(name for values in self._seen for name in values)
+        means = {
+            name: float(np.mean([values[name] for values in self._seen if name in values]))
+            for name in names
+        }
         rate = (len(self._seen) + self.skipped) / seconds
         means |= {
             "steps_per_second": rate,

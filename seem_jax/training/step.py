@@ -60,10 +60,11 @@ def vocabulary(
 
 
 def make_train_step(
-    model: SEEM, config: Config, mesh: Mesh
+    model: SEEM, config: Config, mesh: Mesh, *, decoder: bool = True
 ) -> Callable[[TrainState, Batch, Vocabulary], tuple[TrainState, dict[str, Array]]]:
     """step(state, batch, vocabulary) -> (state, metrics), jitted; the state given is used up.
 
+    Without the decoder, the encoders and the heads alone learn: one of the first config.encoder_steps.
     Lower or call it inside `sharding.use(mesh)`. metrics are float32 scalars: "loss", one per loss
     term, "grad_norm", "update_norm", "learning_rate", "num_rounds", counts. A step whose loss, gradient
     or update is not finite changes nothing but the step number, so the next one draws other random
@@ -83,7 +84,9 @@ def make_train_step(
             params = sharding.gather(
                 {**trainable, **state.frozen}, {**shardings.trainable, **shardings.frozen}
             )
-            return loss_and_metrics(learner, config, mesh, params, batch, names, state.step, key)
+            return loss_and_metrics(
+                learner, config, mesh, params, batch, names, key, decoder=decoder
+            )
 
         (value, metrics), grads = accumulated(
             jax.value_and_grad(loss, has_aux=True),
@@ -127,13 +130,14 @@ def loss_and_metrics(
     params: dict,
     batch: Batch,
     names: Vocabulary,
-    number: Array,
     key: Array,
+    *,
+    decoder: bool = True,
 ) -> tuple[Array, dict[str, Array]]:
-    """(loss, metrics) of a batch in step `number`; pure, so tests may differentiate it.
+    """(loss, metrics) of a batch; pure, so tests may differentiate it.
 
-    The official recipe, after `config.encoder_steps` steps in which the encoders and the heads alone
-    learn, from the auxiliary losses of true segments; the terms of the decoder are 0 in those.
+    The official recipe and the auxiliary losses of true segments; the latter alone without the decoder,
+    whose terms are not among the metrics then.
     """
     keys = jax.random.split(key, 6)
     batch = jax.tree.map(jnp.asarray, batch)
@@ -142,11 +146,8 @@ def loss_and_metrics(
     if not config.loss.names_train_text:
         table = jax.lax.stop_gradient(table)
     text, phrase_embedding = encode_phrases(model, params, batch, config.data.max_texts)
-
-    # Jitted so that it is traced once, though its shapes are asked for before.
-    @jax.jit
-    def decoder(params, batch, keys, features, table, text, phrase_embedding):
-        """(loss, metrics) of the official recipe: everything behind the encoders."""
+    loss, metrics = jnp.float32(0), {}
+    if decoder:
         outputs, visual, num_rounds = _answers(
             model, params, features, text, batch, config, keys[2], keys[3]
         )
@@ -162,17 +163,7 @@ def loss_and_metrics(
             keys[4],
             mesh=mesh,
         )
-        return loss, {**metrics, "num_rounds": num_rounds.astype(jnp.float32)}
-
-    inputs = (params, batch, keys, features, table, text, phrase_embedding)
-    if config.encoder_steps == 0:
-        loss, metrics = decoder(*inputs)
-    else:
-        shapes = jax.eval_shape(decoder, *inputs)
-        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        loss, metrics = jax.lax.cond(
-            number < config.encoder_steps, lambda *_: nothing, decoder, *inputs
-        )
+        metrics = {**metrics, "num_rounds": num_rounds.astype(jnp.float32)}
     regions = region_terms(
         lambda slots: model.apply({"params": params}, slots, method="answer"),
         features,
