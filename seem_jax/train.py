@@ -94,6 +94,24 @@ def train(config: Config) -> int:
             raise
 
 
+def train_and_leave(config: Config) -> int:
+    """`train` as the last thing that a process does: where XLA still compiles for later steps, which cannot be
+    interrupted and which Python would wait for, the process ends here."""
+    code = 1
+    try:
+        code = train(config)
+    except BaseException:
+        if compiling.unfinished():
+            traceback.print_exc()
+        raise
+    finally:
+        if compiling.unfinished():
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    return code
+
+
 def _train(config: Config, workdir: Path, watchdog: Watchdog) -> int:
     """The run, top to bottom."""
     with contextlib.ExitStack() as stack:
@@ -123,14 +141,12 @@ def _train(config: Config, workdir: Path, watchdog: Watchdog) -> int:
         _say(f"training {config.name} in {workdir} on {devices}")
 
         # The step compiles while the state is made: fresh, or where the run was stopped
+        like = states.abstract(model, config, mesh)
         batch = collate.batch_shapes(config.data, config.data.batch_size)
         compilation = stack.enter_context(
-            Compilation(model, config, mesh, batch, data.class_ids, data.class_valid)
+            Compilation(model, config, like, batch, data.class_ids, data.class_valid)
         )
-        if checkpoints.latest != config.num_steps:
-            compilation.begin((checkpoints.latest or 0) + 1)
-            compilation.wait_until_lowered()
-        state = _start(model, config, mesh, checkpoints, data)
+        state = _start(model, config, like, checkpoints, data, compilation)
         checkpoints.check_room(state.trainable, state.opt_state)
         first_step = int(state.step)
         clock.goes_on("start", first_step)
@@ -165,7 +181,12 @@ def _train(config: Config, workdir: Path, watchdog: Watchdog) -> int:
             ledger.write()
             if int(state.step) < config.num_steps:
                 clock.row(int(state.step))
-                _say(f"told to stop: saved at step {state.step}; the same command continues.")
+                saved = (
+                    f"saved at step {state.step}"
+                    if int(state.step) > first_step
+                    else "no step was taken"
+                )
+                _say(f"told to stop: {saved}; the same command continues.")
                 return EXIT_STOPPED
 
         # Evaluation
@@ -208,27 +229,41 @@ def evaluation_params(state: states.TrainState, mesh: Mesh) -> dict:
 
 
 def _start(
-    model: SEEM, config: Config, mesh: Mesh, checkpoints: Checkpoints, data: Data
+    model: SEEM,
+    config: Config,
+    like: states.TrainState,
+    checkpoints: Checkpoints,
+    data: Data,
+    compilation: Compilation,
 ) -> states.TrainState:
-    if checkpoints.latest is None:
-        _say("initialising ...", end=" ")
-        begin = time.perf_counter()
-        state = states.create(model, config, mesh, jax.random.key(config.seed))
-        learning, resting = map(states.num_parameters, (state.trainable, state.frozen))
-        _say(
-            f"took {time.perf_counter() - begin:.0f} s: {learning / 1e6:.2f} M parameters"
-            f" learn, {resting / 1e6:.2f} M are frozen"
-        )
-        if config.start_from:
-            state = _with_starting_weights(state, config)
-        checkpoints.save_frozen(state.frozen)
-        return state
-    wanted = states.abstract(model, config, mesh)
+    """The state that the run goes on from. The compilation begins as early as it does no harm."""
+    if checkpoints.latest is not None:
+        if checkpoints.latest < config.num_steps:
+            compilation.begin(checkpoints.latest + 1)
+        return _restored(like, checkpoints, data)
+    _say("initialising ...", end=" ")
+    begin = time.perf_counter()
+    # Traced before the step is: two threads of Python take longer than one after the other.
+    create = states.creation(model, config, like)
+    compilation.begin(1)
+    state = create(jax.random.key(config.seed))
+    learning, resting = map(states.num_parameters, (state.trainable, state.frozen))
+    _say(
+        f"took {time.perf_counter() - begin:.0f} s: {learning / 1e6:.2f} M parameters"
+        f" learn, {resting / 1e6:.2f} M are frozen"
+    )
+    if config.start_from:
+        state = _with_starting_weights(state, config)
+    checkpoints.save_frozen(state.frozen)
+    return state
+
+
+def _restored(like: states.TrainState, checkpoints: Checkpoints, data: Data) -> states.TrainState:
     trainable, opt_state, frozen = checkpoints.restore(
-        wanted.trainable, wanted.opt_state, wanted.frozen, data.batches
+        like.trainable, like.opt_state, like.frozen, data.batches
     )
     _say(f"continuing from the checkpoint of step {checkpoints.latest}")
-    step = jax.device_put(np.int32(checkpoints.latest), wanted.step.sharding)
+    step = jax.device_put(np.int32(checkpoints.latest), like.step.sharding)
     return states.TrainState(step=step, trainable=trainable, frozen=frozen, opt_state=opt_state)
 
 
@@ -331,19 +366,7 @@ def main(argv: list[str]) -> int:
         kind = DEVICE_KIND.value or jax.devices()[0].device_kind
         _say("\n".join(plan(config, count, kind, STEP_SECONDS.value)))
         return 0
-    code = 1
-    try:
-        code = train(config)
-    except BaseException:
-        if compiling.unfinished():
-            traceback.print_exc()
-        raise
-    finally:
-        if compiling.unfinished():  # Python would wait for XLA, which cannot be told to stop
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    return code
+    return train_and_leave(config)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def main(out, sizes, process, total, port):
     batch = jax.tree.map(lambda x: x[part], fake_batch(config, BATCH))
     batch = sharding.put_batch(batch, mesh)
     with sharding.use(mesh):
-        step = make_train_step(model, config, mesh).lower(state, batch, names).compile(QUICK)
+        step = make_train_step(model, config, state).lower(state, batch, names).compile(QUICK)
         state, metrics = step(state, batch, names)
         whole = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))(state.trainable)
     leaves = jax.tree_util.tree_leaves_with_path(whole)

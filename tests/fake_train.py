@@ -61,6 +61,7 @@ def fake_config(workdir, num_steps, every):
     config = fakes.tiny_config()
     config.workdir = str(workdir)
     config.num_steps, config.checkpoint_every = num_steps, every
+    config.encoder_steps = min(3, num_steps - 1)  # so that a run has both programs
     config.model.decoder.num_layers, config.max_rounds = 1, 1  # half the time of a start
     config.compile_cache = str(tests.conftest.CACHE)
     return config
@@ -71,7 +72,7 @@ def main(workdir, poisoned=0, num_steps=NUM_STEPS, every=2):
         FakeBatches(config, poisoned), *fakes.class_token_ids(config)
     )
     evaluator.Evaluator = FakeEvaluator
-    return train.train(fake_config(workdir, num_steps, every))
+    return train.train_and_leave(fake_config(workdir, num_steps, every))
 
 
 if __name__ == "__main__":

@@ -158,7 +158,7 @@ def test_resuming_at_each_of_twenty_steps_gives_the_same_bits_and_samples(tmp_pa
     first = sharding.put_batch(next(data), mesh)
     data.set_state({"step": 0})
     with sharding.use(mesh), Checkpoints(tmp_path, config) as checkpoints:
-        step = make_train_step(model, config, mesh).lower(state, first, names).compile(QUICK)
+        step = make_train_step(model, config, state).lower(state, first, names).compile(QUICK)
         for number in range(1, 24):
             batch = next(data)
             ids[number] = batch.sample_id.tolist()

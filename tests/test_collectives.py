@@ -32,7 +32,7 @@ def messages(sizes):
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), fake_batch(config, BATCH)
     )
     with sharding.use(mesh):
-        lowered = make_train_step(model, config, mesh).lower(state, batch, names)
+        lowered = make_train_step(model, config, state).lower(state, batch, names)
         text = lowered.compile(QUICK).as_text()
     return hlo.messages(text), 4 * states.num_parameters(state.trainable), " while(" in text
 

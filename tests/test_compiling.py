@@ -1,8 +1,13 @@
 """Steps compile in a thread of their own: when they were begun or are asked for, and errors come out."""
 
 import contextlib
+import signal
+import subprocess
+import sys
 import threading
+import time
 import types
+from pathlib import Path
 
 import pytest
 
@@ -29,7 +34,6 @@ def test_a_step_that_was_not_begun_is_compiled_when_it_is_asked_for_and_once(mon
         return compiling.Found(program(decoder))
 
     with make(monkeypatch, compile_one) as compilation:
-        assert not compilation.ready(1)
         assert compilation.program(1) == compilation.program(NUM_STEPS) == program(True)
         assert compilation.ready(1) and compiled == [True]
 
@@ -124,20 +128,41 @@ def test_leaving_does_not_wait_for_the_compiler(monkeypatch, error):
     assert ended.wait(60)
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_waiting_ends_when_the_first_step_is_lowered_or_has_failed(monkeypatch, fails):
-    may_end = threading.Event()
+STUCK_COMPILER = """
+import sys, time
+from tests import fake_train, toy_model
+from seem_jax.training import compiling
 
-    def compile_long(self, decoder):
-        if fails:
-            raise ValueError("no such shape")
-        self._lowered.set()
-        may_end.wait(60)
-        return compiling.Found(program(decoder))
+toy_model.install()
+compile_one = compiling.Compilation._compile
 
-    with make(monkeypatch, compile_long) as compilation:
-        compilation.wait_until_lowered()  # nothing was begun
-        compilation.begin(1)
-        compilation.wait_until_lowered()
-        assert not may_end.is_set()
-        may_end.set()
+def compile_slowly(self, decoder):
+    if decoder:
+        time.sleep(600)
+    return compile_one(self, decoder)
+
+compiling.Compilation._compile = compile_slowly
+sys.exit(fake_train.main(sys.argv[1], 0, 300))
+"""
+
+
+def test_a_run_told_to_stop_does_not_wait_for_the_program_of_later_steps(tmp_path):
+    root = Path(__file__).resolve().parents[1]
+    child = subprocess.Popen(
+        [sys.executable, "-c", STUCK_COMPILER, str(tmp_path)],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    seen = []
+    for line in child.stdout:
+        seen.append(line)
+        if line.startswith("step 2/"):
+            child.send_signal(signal.SIGTERM)
+            told = time.monotonic()
+            break
+    rest, _ = child.communicate(timeout=120)
+    assert child.returncode == 75, "".join(seen) + rest
+    assert "told to stop: saved at step" in rest
+    assert time.monotonic() - told < 60

@@ -68,7 +68,7 @@ def test_the_full_size_training_step_has_static_shapes():
         sentences=jax.ShapeDtypeStruct((*text[:2], config.model.text.projection), jnp.float32),
     )
     with sharding.use(mesh):
-        step = make_train_step(model, config, mesh)
+        step = make_train_step(model, config, state)
         after, metrics = step.eval_shape(state, batch, names)
     same = jax.tree.map(
         lambda new, old: (new.shape, new.dtype) == (old.shape, old.dtype), after, state

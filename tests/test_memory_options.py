@@ -97,7 +97,7 @@ def one_step(**changes):
     names = vocabulary(model, states.merge(state), config, *class_token_ids(config))
     batch = sharding.put_batch(fake_batch(config, 16), mesh)
     with sharding.use(mesh):
-        step = make_train_step(model, config, mesh).lower(state, batch, names).compile(QUICK)
+        step = make_train_step(model, config, state).lower(state, batch, names).compile(QUICK)
         state, metrics = jax.device_get(step(state, batch, names))
     return {name: float(value) for name, value in metrics.items()}, state.trainable
 

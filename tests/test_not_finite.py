@@ -101,7 +101,7 @@ def trained():
         mock.patch.object(training_step, "total_loss", poisoned.total_loss),
         sharding.use(mesh),
     ):
-        step = make_train_step(poisoned, config, mesh).lower(state, batch, names).compile(QUICK)
+        step = make_train_step(poisoned, config, state).lower(state, batch, names).compile(QUICK)
     return step, jax.device_get(state), names, mesh, config
 
 

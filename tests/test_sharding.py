@@ -30,7 +30,7 @@ def two_steps(mesh_config, devices):
     state = states.create(model, config, mesh, jax.random.key(0))
     names = vocabulary(model, states.merge(state), config, *class_token_ids(config))
     batch = sharding.put_batch(fake_batch(config, BATCH), mesh)
-    step = make_train_step(model, config, mesh)
+    step = make_train_step(model, config, state)
     seen, matching = [], []
     with sharding.use(mesh), matching_in_metrics():
         compiled = step.lower(state, batch, names).compile(QUICK)

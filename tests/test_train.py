@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -99,6 +100,12 @@ def test_a_killed_run_ends_with_the_same_bits_as_the_unbroken_one(unbroken, brok
     (want, _), (got, _) = (checkpoint.restore_params(folder) for folder in (unbroken[0], broken[0]))
     jax.tree.map(np.testing.assert_array_equal, got, want)
     assert losses(broken[0]) == losses(unbroken[0])
+
+
+def test_the_first_steps_have_no_terms_of_the_decoder_and_later_ones_do(unbroken):
+    lines = (unbroken[0] / "metrics.jsonl").read_text().splitlines()
+    with_decoder = [line["step"] for line in map(json.loads, lines) if "object/class" in line]
+    assert with_decoder == [4, 5, 6, 7, 8]
 
 
 def test_a_run_told_to_stop_saves_and_says_how_to_go_on(broken):
@@ -223,10 +230,11 @@ def first_run(tmp_path, monkeypatch):
     """
     monkeypatch.setattr(
         states,
-        "create",
-        lambda model, config, mesh, key: jax.tree.map(
-            lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding),
-            abstract_state(config.optimizer.frozen),
+        "creation",
+        lambda model, config, like: (
+            lambda key: jax.tree.map(
+                lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding), like
+            )
         ),
     )
     monkeypatch.setattr(
@@ -247,7 +255,9 @@ def begin(config):
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     data = SimpleNamespace(batches=SavedNumber())
     with checkpoint.Checkpoints(config.workdir, config) as checkpoints:
-        state = train._start(build(config.model), config, mesh, checkpoints, data)
+        model = build(config.model)
+        like = states.abstract(model, config, mesh)
+        state = train._start(model, config, like, checkpoints, data, mock.Mock())
         if checkpoints.latest is None:
             checkpoints.save(2, state.trainable, state.opt_state, data.batches)
     return state
@@ -375,7 +385,7 @@ def test_one_real_step_of_the_full_size_model(tmp_path):
     before = jax.device_get(state.trainable["decoder"])
     frozen = jax.device_get(state.frozen["text"]["token_embedding"])
     with sharding.use(mesh):
-        step = make_train_step(model, config, mesh)
+        step = make_train_step(model, config, state)
         state, metrics = step(state, batch, names)
     assert metrics["finite"] == 1
     assert 1 < metrics["loss"] < 1000

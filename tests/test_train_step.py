@@ -29,7 +29,7 @@ def test_encoders_learn_alone_where_the_decoder_is_left_out():
     batch = sharding.put_batch(fake_batch(config, config.data.batch_size), mesh)
     with sharding.use(mesh):
         encoders, step = (
-            make_train_step(model, config, mesh, decoder=decoder)
+            make_train_step(model, config, state, decoder=decoder)
             .lower(state, batch, names)
             .compile(QUICK)
             for decoder in (False, True)
@@ -60,7 +60,7 @@ def test_a_step_of_the_official_size_runs_at_256_pixels_and_moves_what_is_not_fr
     batch = sharding.put_batch(fake_batch(config, 1), mesh)
     before = jax.device_get(state.trainable)
     with sharding.use(mesh):
-        step = make_train_step(model, config, mesh).lower(state, batch, names).compile(QUICK)
+        step = make_train_step(model, config, state).lower(state, batch, names).compile(QUICK)
         state, metrics = jax.device_get(step(state, batch, names))
     assert metrics["finite"] == 1 and metrics["loss"] > 0 and metrics["grad_norm"] > 0
     assert set(state.trainable) == {"decoder"}  # officially, the encoders are frozen

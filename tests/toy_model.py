@@ -28,18 +28,16 @@ def abstract(model, config, mesh):
     return states.TrainState(step=number, trainable=params, frozen={}, opt_state={"mu": params})
 
 
-def create(model, config, mesh, key):
-    like = abstract(model, config, mesh)
-
+def creation(model, config, like):
     def draw(key):
         w = {name: jax.random.normal(key, shape) / 8 for name, shape in SHAPES.items()}
         zeros = jax.tree.map(jnp.zeros_like, w)
         return states.TrainState(step=jnp.int32(0), trainable=w, frozen={}, opt_state={"mu": zeros})
 
-    return jax.jit(draw, out_shardings=jax.tree.map(lambda x: x.sharding, like))(key)
+    return jax.jit(draw, out_shardings=jax.tree.map(lambda x: x.sharding, like))
 
 
-def make_train_step(model, config, mesh, *, decoder=True):
+def make_train_step(model, config, like, *, decoder=True):
     def step(state, batch, names):
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         colour = batch.image.astype(jnp.float32).mean((1, 2)) / 255  # [B, 3]
@@ -60,15 +58,14 @@ def make_train_step(model, config, mesh, *, decoder=True):
         )
         return after, {"loss": value, "finite": jnp.isfinite(value).astype(jnp.float32)}
 
-    like = abstract(model, config, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, like)
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, like.step.sharding))
 
 
 def install():
     """From here on, train.train trains this model, whatever the configuration says."""
     for module, name, ours in (
-        (states, "create", create),
+        (states, "creation", creation),
         (states, "abstract", abstract),
         (compiling, "make_train_step", make_train_step),
         (compiling, "vocabulary", lambda *given: None),

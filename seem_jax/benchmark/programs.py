@@ -94,13 +94,10 @@ class Parts:
     def train_step(self, *, rounds: bool, batch: int = 1) -> Program:
         """Inside `sharding.use(mesh)`; without rounds, the supervised pass alone."""
         config = self.config if rounds else dataclasses.replace(self.config, max_rounds=0)
+        state = states.abstract(self.model, config, self.mesh)
         return Program(
-            make_train_step(self.model, config, self.mesh),
-            (
-                states.abstract(self.model, config, self.mesh),
-                inputs.shapes_of(inputs.batch(config.data, batch)),
-                inputs.vocabulary(config),
-            ),
+            make_train_step(self.model, config, state),
+            (state, inputs.shapes_of(inputs.batch(config.data, batch)), inputs.vocabulary(config)),
         )
 
     def _table(self):

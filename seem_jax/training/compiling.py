@@ -13,7 +13,6 @@ from pathlib import Path
 from types import TracebackType
 
 import jax
-from jax.sharding import Mesh
 from jax.stages import Compiled
 
 from seem_jax import processes, sharding
@@ -43,7 +42,7 @@ class Compilation:
 
     model: SEEM
     config: Config
-    mesh: Mesh
+    state: states.TrainState  # ShapeDtypeStructs with shardings
     batch: Batch  # ShapeDtypeStructs of a global batch
     class_ids: Array  # class names as for `vocabulary`
     class_valid: Array
@@ -51,7 +50,6 @@ class Compilation:
     def __post_init__(self):
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix=THREAD)
         self._found: dict[bool, concurrent.futures.Future[Found]] = {}  # by: has the decoder
-        self._lowered = threading.Event()
 
     def __enter__(self) -> Compilation:
         return self
@@ -69,16 +67,13 @@ class Compilation:
         for number in (step, self.config.num_steps):
             self._begin(self._has_decoder(number))
 
-    def wait_until_lowered(self) -> None:
-        """Waits, if a step was begun, until XLA has the first one: tracing is Python, and two threads of
-        Python take longer than one after the other."""
-        if self._found:
-            self._lowered.wait()
-
     def ready(self, step: int) -> bool:
-        """Whether `program` need not wait."""
-        found = self._found.get(self._has_decoder(step))
-        return found is not None and found.done()
+        """Whether `program` would not wait. Begins what it would begin."""
+        self.begin(step)
+        needed = (
+            self._found.values() if processes.several() else [self._found[self._has_decoder(step)]]
+        )
+        return all(found.done() for found in needed)
 
     def program(self, step: int) -> Compiled:
         """What runs this step, once it is there; begins now if it did not before.
@@ -99,13 +94,12 @@ class Compilation:
     def _begin(self, decoder: bool) -> None:
         if decoder not in self._found:
             found = self._thread.submit(self._compile, decoder)
-            found.add_done_callback(lambda _: self._lowered.set())
             self._found[decoder] = found
             self._thread.submit(_keep, found)  # once that has ended: nobody waits for it
 
     def _compile(self, decoder: bool) -> Found:
-        model, config, mesh = self.model, self.config, self.mesh
-        state = states.abstract(model, config, mesh)
+        model, config, state = self.model, self.config, self.state
+        mesh = state.step.sharding.mesh
         names = jax.eval_shape(
             lambda params: vocabulary(model, params, config, self.class_ids, self.class_valid),
             states.merge(state),
@@ -117,14 +111,11 @@ class Compilation:
         arguments = (state, placed, names)
         made_by = (type(model), make_train_step)
         path = kept_program.place(config, arguments, mesh, made_by, decoder=decoder)
-        if path is not None and path.exists():
-            self._lowered.set()
-            if (kept := kept_program.load(path, arguments, mesh)) is not None:
-                return Found(kept)
+        if path is not None and (kept := kept_program.load(path, arguments, mesh)) is not None:
+            return Found(kept)
         with sharding.use(mesh):
-            lowered = make_train_step(model, config, mesh, decoder=decoder).lower(*arguments)
-            self._lowered.set()
-            return Found(lowered.compile(), path)
+            step = make_train_step(model, config, state, decoder=decoder)
+            return Found(step.lower(*arguments).compile(), path)
 
 
 def unfinished() -> bool:

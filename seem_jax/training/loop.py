@@ -25,6 +25,8 @@ from seem_jax.training.watchdog import Watchdog
 from seem_jax.training.writer import Writer
 from seem_jax.types import Batch
 
+POLL_SECONDS = 0.05
+
 
 @dataclasses.dataclass
 class Loop:
@@ -51,7 +53,10 @@ class Loop:
         batch = self._next(step + 1)
         with self.watchdog.phase("preparing to save"), clock.spend("compile"):
             self.checkpoints.prepare(state.trainable, state.opt_state)
-        self._wait_for_the_program(step + 1)
+        self._wait_for_the_program(step + 1, stop)
+        if not self.compilation.ready(step + 1):
+            clock.row(step)
+            return state
         self.progress.restart()
         clock.stays("overhead")
         with CompileCounter() as self.counter, _profile(config.profile, config.workdir) as trace:
@@ -60,14 +65,14 @@ class Loop:
                 trace.begin(step)
                 with clock.spend("overhead", self.progress.busy):
                     placed = sharding.put_batch(batch, self.mesh)
-                if not self.compilation.ready(step):
-                    self._wait_for_the_program(step)
                 with clock.spend("productive"):
                     self.watchdog.beat(f"step {step}")
                     train_step = self.compilation.program(step)
                     state, metrics = train_step(state, placed, self.names)
                 # The step runs on its own from here; what follows overlaps with it.
                 self.progress.add(step, batch.sample_id, metrics)
+                if step < config.num_steps and not self.compilation.ready(step + 1):
+                    self._wait_for_the_program(step + 1, stop)
                 stopped = stop() or self.checkpoints.should_stop(step)
                 try:
                     self._after(step, state, stopped, trace)
@@ -117,15 +122,16 @@ class Loop:
         self.progress.waited += time.perf_counter() - begin
         return batch
 
-    def _wait_for_the_program(self, step: int) -> None:
-        """Until what runs this step is compiled."""
+    def _wait_for_the_program(self, step: int, stop: Callable[[], bool]) -> None:
+        """Until what runs this step is compiled, or `stop` is true."""
         begin = time.perf_counter()
         self.say("compiling the training step ...", end=" ")
         with (
             self.watchdog.phase("compiling the training step"),
             self.clock.spend("compile", self.progress.busy),
         ):
-            self.compilation.program(step)
+            while not (self.compilation.ready(step) or stop()):
+                time.sleep(POLL_SECONDS)
         took = time.perf_counter() - begin
         self.say(f"took {took:.0f} s")
         self.progress.leave_out(took)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -55,8 +56,13 @@ def abstract(model: SEEM, config: Config, mesh: Mesh) -> TrainState:
 def create(model: SEEM, config: Config, mesh: Mesh, key: Array) -> TrainState:
     """A fresh state, every array made where it belongs. The same key gives the same parameters on
     any mesh."""
+    return creation(model, config, abstract(model, config, mesh))(key)
+
+
+def creation(model: SEEM, config: Config, like: TrainState) -> Callable[[Array], TrainState]:
+    """`create` for a state of these shapes and shardings: traced already, compiled in the call."""
     tx = optimizer.make(config.optimizer, config.num_steps)
-    shardings = jax.tree.map(lambda x: x.sharding, abstract(model, config, mesh))
+    mesh = like.step.sharding.mesh
 
     def fresh(key: Array) -> TrainState:
         params = nn.unbox(initialise(model, key))
@@ -70,8 +76,10 @@ def create(model: SEEM, config: Config, mesh: Mesh, key: Array) -> TrainState:
 
     # It runs once, so on a CPU the compiler need not try hard.
     options = QUICK if mesh.devices.flat[0].platform == "cpu" else None
+    shardings = jax.tree.map(lambda x: x.sharding, like)
     with sharding.use(mesh):
-        return jax.jit(fresh, out_shardings=shardings, compiler_options=options)(key)
+        lowered = jax.jit(fresh, out_shardings=shardings).lower(jax.random.key(0))
+    return lambda key: lowered.compile(options)(key)
 
 
 def num_parameters(tree: Any) -> int:

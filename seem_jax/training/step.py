@@ -25,7 +25,7 @@ from seem_jax.models.seem import SEEM, mask_logits, remember, text_tokens
 from seem_jax.training import optimizer
 from seem_jax.training.accumulation import accumulated
 from seem_jax.training.rematerialisation import rematerialised
-from seem_jax.training.state import TrainState, abstract
+from seem_jax.training.state import TrainState
 from seem_jax.types import (
     Array,
     Batch,
@@ -60,19 +60,20 @@ def vocabulary(
 
 
 def make_train_step(
-    model: SEEM, config: Config, mesh: Mesh, *, decoder: bool = True
+    model: SEEM, config: Config, like: TrainState, *, decoder: bool = True
 ) -> Callable[[TrainState, Batch, Vocabulary], tuple[TrainState, dict[str, Array]]]:
     """step(state, batch, vocabulary) -> (state, metrics), jitted; the state given is used up.
 
-    Without the decoder, the encoders and the heads alone learn: one of the first config.encoder_steps.
-    Lower or call it inside `sharding.use(mesh)`. metrics are float32 scalars: "loss", one per loss
+    like is a state, or its shapes with their shardings. Without the decoder, the encoders and the heads
+    alone learn: one of the first config.encoder_steps. Lower or call it inside `sharding.use(mesh)`. metrics are float32 scalars: "loss", one per loss
     term, "grad_norm", "update_norm", "learning_rate", "num_rounds", counts. A step whose loss, gradient
     or update is not finite changes nothing but the step number, so the next one draws other random
     numbers, and has metrics["finite"] == 0. The schedule counts the steps that changed something.
     """
     tx = optimizer.make(config.optimizer, config.num_steps)
     rate = optimizer.schedule(config.optimizer, config.num_steps)
-    shardings = jax.tree.map(lambda x: x.sharding, abstract(model, config, mesh))
+    shardings = jax.tree.map(lambda x: x.sharding, like)
+    mesh = like.step.sharding.mesh
     learner = model.clone(scan_layers=True) if config.scan_layers else model
     learner = rematerialised(learner, config.rematerialise)
 
