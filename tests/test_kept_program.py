@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from seem_jax import sharding
+from seem_jax.benchmark.compiling import own_cache
 from seem_jax.config import Config, MeshConfig
 from seem_jax.training import kept_program
 
@@ -76,6 +77,25 @@ def test_a_step_of_eight_devices_is_one_again(config):
     state, metrics = kept_program.load(path, shapes, mesh)(*given)
     np.testing.assert_array_equal(state["w"], np.arange(4.0) + 120)
     assert float(metrics["norm"]) == 15 and len(state["w"].sharding.device_set) == 8
+
+
+def test_a_program_out_of_the_cache_of_jax_is_recognised_since_it_cannot_be_kept(tmp_path):
+    """Also says whether that is still so: when the last lines fail, CacheHits can go."""
+    with own_cache(str(tmp_path)):
+        counts, programs = [], []
+        for _ in range(2):
+            jax.clear_caches()
+            lowered = jax.jit(step, donate_argnums=0).lower(*SHAPES)
+            with kept_program.CacheHits() as hits:
+                programs.append(lowered.compile())
+            counts.append(hits.count)
+    assert counts == [0, 1]
+    path = tmp_path / "kept"
+    kept_program.keep(path, programs[0])
+    kept_program.load(path, SHAPES, ONE)(*values())
+    kept_program.keep(path, programs[1])
+    with pytest.raises(jax.errors.JaxRuntimeError, match="not found"):
+        jax.device_get(kept_program.load(path, SHAPES, ONE)(*values()))
 
 
 def test_another_configuration_code_or_shape_has_another_place(config, monkeypatch):

@@ -28,7 +28,7 @@ def run(config: Config, budget: Budget) -> dict[str, float]:
     """Figures of encoding, a click, the initialisation and the training step; budget is not used."""
     measured = parts(config)
     found: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as folder, _cache(folder), sharding.use(measured.mesh):
+    with tempfile.TemporaryDirectory() as folder, own_cache(folder), sharding.use(measured.mesh):
         for name, program in {
             "encode": measured.encode(),
             "click": measured.click(min(CLICK_POINTS)),
@@ -64,7 +64,7 @@ def _figures(name: str, program: Program) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def _cache(folder: str) -> Iterator[None]:
+def own_cache(folder: str) -> Iterator[None]:
     """A compile cache of this run alone, which holds every program."""
     before = {name: getattr(jax.config, name) for name in SETTINGS}
     for name, value in zip(SETTINGS, (folder, 0.0, 0), strict=True):

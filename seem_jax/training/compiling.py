@@ -114,13 +114,18 @@ class Compilation:
         if path is not None and (kept := kept_program.load(path, arguments, mesh)) is not None:
             return Found(kept)
         with sharding.use(mesh):
-            step = make_train_step(model, config, state, decoder=decoder)
-            return Found(step.lower(*arguments).compile(), path)
+            lowered = make_train_step(model, config, state, decoder=decoder).lower(*arguments)
+            with kept_program.CacheHits() as hits:
+                compiled = lowered.compile()
+        return Found(compiled, None if hits.count else path)
 
 
 def unfinished() -> bool:
-    """Whether a thread of this process still compiles."""
-    return any(thread.name.startswith(THREAD) for thread in threading.enumerate())
+    """Whether a thread of this process still compiles. One that does not ends when its `Compilation` is left."""
+    threads = [each for each in threading.enumerate() if each.name.startswith(THREAD)]
+    for thread in threads:
+        thread.join(timeout=1.0)
+    return any(thread.is_alive() for thread in threads)
 
 
 def _keep(found: concurrent.futures.Future[Found]) -> None:
