@@ -90,7 +90,7 @@ class Features:
     """Everything that `decode` needs of an image; computed once per image.
 
     Levels run from coarse (stride 32) to fine (stride 8). `keys` and `values` hold one entry per
-    decoder layer: the projected pixels of level ``layer % 3``.
+    decoder layer: the projected pixels of level ``layer % 3`` (with scan_layers otherwise, see `Decoder`).
     """
 
     mask: Array  # [B, h, w, D], stride 4

@@ -15,7 +15,7 @@ from seem_jax.config import ModelConfig, TextConfig
 from seem_jax.models.language import class_names
 from seem_jax.models.language.text_encoder import TextEncoder
 from seem_jax.models.seem import build
-from seem_jax.training.ledger import CompileCounter
+from seem_jax.training.ledger import COMPILED, EventCounter
 from tests.fakes import tiny_config
 
 
@@ -129,7 +129,7 @@ def test_vocabularies_of_other_sizes_compile_nothing(text_model):
     model, params = text_model
     tables = class_names.ClassTables(model, Letters(), LENGTH)
     tables.table(params, ["cat"], TEMPLATES)
-    with CompileCounter() as counter:
+    with EventCounter(COMPILED) as counter:
         for count in (2, 5, 9):
             names = ["x" * (n + 1) for n in range(count)]
             assert len(tables.table(params, names, TEMPLATES)) == count + 1

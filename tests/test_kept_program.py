@@ -13,6 +13,15 @@ from seem_jax import sharding
 from seem_jax.benchmark.compiling import own_cache
 from seem_jax.config import Config, MeshConfig
 from seem_jax.training import kept_program
+from seem_jax.training.ledger import FROM_CACHE, EventCounter
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path):
+    """What the tests share could hold the step, which then cannot be kept."""
+    with own_cache(str(tmp_path / "jax")):
+        jax.clear_caches()
+        yield
 
 
 @pytest.fixture
@@ -80,13 +89,13 @@ def test_a_step_of_eight_devices_is_one_again(config):
 
 
 def test_a_program_out_of_the_cache_of_jax_is_recognised_since_it_cannot_be_kept(tmp_path):
-    """Also says whether that is still so: when the last lines fail, CacheHits can go."""
+    """Also says whether that is still so: when the last lines fail, the precaution can go."""
     with own_cache(str(tmp_path)):
         counts, programs = [], []
         for _ in range(2):
             jax.clear_caches()
             lowered = jax.jit(step, donate_argnums=0).lower(*SHAPES)
-            with kept_program.CacheHits() as hits:
+            with EventCounter(FROM_CACHE) as hits:
                 programs.append(lowered.compile())
             counts.append(hits.count)
     assert counts == [0, 1]

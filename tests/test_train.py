@@ -21,7 +21,7 @@ from seem_jax.config_files import load_config
 from seem_jax.models.seem import build
 from seem_jax.training import goodput, starting_weights
 from seem_jax.training import state as states
-from seem_jax.training.ledger import CompileCounter, Ledger, peak_bytes
+from seem_jax.training.ledger import COMPILED, EventCounter, Ledger, peak_bytes
 from seem_jax.training.progress import progress_line
 from seem_jax.training.step import make_train_step, vocabulary
 from seem_jax.training.writer import Writer
@@ -185,7 +185,7 @@ def test_metrics_beyond_the_checkpoint_are_dropped(tmp_path):
 
 def test_the_counter_sees_each_compilation_once_and_only_while_entered():
     double = jax.jit(lambda x: x * 2 + 1)
-    with CompileCounter() as counter:
+    with EventCounter(COMPILED) as counter:
         double(jnp.ones(17))
         before = counter.count
         double(jnp.ones(17))

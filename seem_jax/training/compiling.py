@@ -20,6 +20,7 @@ from seem_jax.config import Config
 from seem_jax.models.seem import SEEM
 from seem_jax.training import kept_program
 from seem_jax.training import state as states
+from seem_jax.training.ledger import FROM_CACHE, EventCounter
 from seem_jax.training.step import make_train_step, vocabulary
 from seem_jax.types import Array, Batch
 
@@ -115,9 +116,9 @@ class Compilation:
             return Found(kept)
         with sharding.use(mesh):
             lowered = make_train_step(model, config, state, decoder=decoder).lower(*arguments)
-            with kept_program.CacheHits() as hits:
+            with EventCounter(FROM_CACHE) as found_in_cache:
                 compiled = lowered.compile()
-        return Found(compiled, None if hits.count else path)
+        return Found(compiled, None if found_in_cache.count else path)
 
 
 def unfinished() -> bool:

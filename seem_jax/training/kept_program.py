@@ -13,9 +13,7 @@ import inspect
 import json
 import os
 import platform
-import threading
 from pathlib import Path
-from types import TracebackType
 
 import jax
 from absl import logging
@@ -27,7 +25,6 @@ from seem_jax.config import Config
 from seem_jax.training import agreement
 
 PREFIX = "train_step-"
-CACHE_HIT = "/jax/compilation_cache/cache_hits"
 MOST = 8  # files in a folder; those that were not used for longest go
 
 
@@ -60,35 +57,12 @@ def place(
     return Path(config.compile_cache) / f"{PREFIX}{key}"
 
 
-class CacheHits:
-    """Counts the programs that this thread finds in JAX's own cache while it is entered.
-
-    Those must not be kept: XLA for CPU writes a program that it has read without its functions, and what
-    was written fails when it is run ("Function ... not found", jax 0.10 and 0.12).
-    """
-
-    def __init__(self):
-        self.count = 0
-        self._thread = threading.get_ident()
-
-    def __enter__(self) -> CacheHits:
-        jax.monitoring.register_event_listener(self._record)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        jax.monitoring.unregister_event_listener(self._record)
-
-    def _record(self, event: str, **_: object) -> None:
-        self.count += event == CACHE_HIT and threading.get_ident() == self._thread
-
-
 def keep(path: Path, compiled: Compiled) -> None:
-    """Writes the step, aside first. Not for one out of JAX's cache: see `CacheHits`."""
+    """Writes the step, aside first.
+
+    Not for one out of JAX's own cache: XLA for CPU writes a program that it has read without its functions, and
+    what was written fails when it is run ("Function ... not found", jax 0.10 and 0.12).
+    """
     try:
         program, *_ = serialize_executable.serialize(compiled)
     except (ValueError, NotImplementedError, RuntimeError) as error:

@@ -15,7 +15,9 @@ from types import TracebackType
 import jax
 import psutil
 
-COMPILED = "/jax/core/compile/backend_compile_duration"  # JAX records one per program compiled
+# What JAX records of each program compiled, and of each that it finds in its own cache instead.
+COMPILED = "/jax/core/compile/backend_compile_duration"
+FROM_CACHE = "/jax/compilation_cache/cache_retrieval_time_sec"
 
 
 @dataclasses.dataclass
@@ -66,17 +68,18 @@ class Ledger:
         return {f"run/{name}": value for name, value in dataclasses.asdict(self.totals()).items()}
 
 
-class CompileCounter:
-    """Counts the programs that JAX compiles in this thread while it is entered, cached ones included.
+class EventCounter:
+    """Counts what JAX records in this thread while it is entered: COMPILED (cached ones included) or FROM_CACHE.
 
-    Those of a save in the background do not make the training loop wait.
+    Programs of a save in the background do not make the training loop wait.
     """
 
-    def __init__(self):
+    def __init__(self, event: str):
         self.count = 0
+        self._event = event
         self._thread = threading.get_ident()
 
-    def __enter__(self) -> CompileCounter:
+    def __enter__(self) -> EventCounter:
         jax.monitoring.register_event_duration_secs_listener(self._record)
         return self
 
@@ -96,7 +99,7 @@ class CompileCounter:
         self.count = count
 
     def _record(self, event: str, duration: float, **_: object) -> None:
-        self.count += event == COMPILED and threading.get_ident() == self._thread
+        self.count += event == self._event and threading.get_ident() == self._thread
 
 
 def peak_bytes() -> int:

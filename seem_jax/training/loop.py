@@ -18,7 +18,7 @@ from seem_jax.config import Config, ProfileConfig
 from seem_jax.training import state as states
 from seem_jax.training.compiling import Compilation
 from seem_jax.training.goodput import ROW_SECONDS, Clock
-from seem_jax.training.ledger import CompileCounter, Ledger
+from seem_jax.training.ledger import COMPILED, EventCounter, Ledger
 from seem_jax.training.progress import NotFiniteError, Progress, progress_line
 from seem_jax.training.step import Vocabulary
 from seem_jax.training.watchdog import Watchdog
@@ -59,7 +59,10 @@ class Loop:
             return state
         self.progress.restart()
         clock.stays("overhead")
-        with CompileCounter() as self.counter, _profile(config.profile, config.workdir) as trace:
+        with (
+            EventCounter(COMPILED) as self.counter,
+            _profile(config.profile, config.workdir) as trace,
+        ):
             while step < config.num_steps:
                 step += 1
                 trace.begin(step)
